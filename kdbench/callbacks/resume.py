@@ -1,0 +1,89 @@
+"""Exact resume: a killed run, started again, ends with the same weights as an unbroken one, bit for bit on one CPU.
+
+Lightning saves weights, optimiser, schedule and loops; the loaders save their place; here the random states are added,
+and checkpoints are written so that a kill at any moment leaves a usable one.
+"""
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class RandomStates(pl.Callback):
+    """Saves the random states with a checkpoint and sets them again at the first batch after loading, not earlier."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of torch, of every CUDA device, of numpy and of Python."""
+        kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - it is the global state that has to be kept
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+            "python": random.getstate(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the states until training goes on; building the loaders draws from them."""
+        self._loaded = state_dict
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the loaded states before the first batch."""
+        if self._loaded is None:
+            return
+        states, self._loaded = self._loaded, None
+        torch.set_rng_state(states["torch"].cpu())
+        if states["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+        kind, keys, *rest = states["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        version, words, gauss = states["python"]
+        random.setstate((version, tuple(words), gauss))
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint to a neighbour, to the disk, and only then over the one before."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write ``checkpoint`` to ``path``, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps one checkpoint, the newest.
+
+    Args:
+        folder: where it lies, as ``last.ckpt``.
+        every: optimiser steps between two.
+    """
+
+    def __init__(self, folder: str | Path, every: int = 200) -> None:
+        super().__init__(
+            dirpath=folder, filename="last", every_n_train_steps=every, save_top_k=1, enable_version_counter=False
+        )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the end of training too, whatever its step."""
+        super().on_train_end(trainer, pl_module)
+        trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")

@@ -1,0 +1,249 @@
+"""The one door: ``kdbench <verb> ...``. Torch is imported only when a verb needs it."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdbench.errors import UserError, nearest
+
+HELP = """\
+kdbench: knowledge distillation papers as runnable experiments and checkable claims
+
+  kdbench fit       --config FILE [--config FILE ...] [--key value ...]   fit an experiment and what it is made from
+  kdbench validate  --config FILE ...            score the finished run of an experiment on its validation split
+  kdbench test      --config FILE ...            score it on its test split, with loyalty to the references
+  kdbench predict   --config FILE ...            write its predictions for the test split
+  kdbench reproduce PAPER [--seeds N] [--source S]   run every arm of a paper and print its table beside ours
+  kdbench list      [papers|data|models|losses|methods|metrics]   what there is
+  kdbench export    RUN [--to FOLDER]            the student of a run as a plain transformers folder with a model card
+  kdbench speed     RUN [--batch N] [--length N] size and latency of a run's student against its teachers
+
+Options of fit, validate, test and predict:
+  --config FILE     an experiment, then overlays: dicts merge, a changed class_path replaces its node, null deletes
+  --key value       any setting by its dotted name: --data.source local --model.objective.soft.weight 0.5
+                    --trainer.max_steps 100 --stages.teacher_cased.trainer.max_steps 50
+  --seed N          the seed (default 0)
+  --dry-run         print the chain: what is found, what will be fitted, what would be fetched from the hub
+  --fresh           keep the finished run and make a new attempt
+  --wandb PROJECT   log to Weights & Biases too (offline without a key)
+  --print_config    print the merged config and stop
+  --runs FOLDER     where runs lie (default: $KDBENCH_RUNS, else ./runs)
+  --quiet           no progress bars
+
+Exit codes: 0 done, 2 a mistake of yours in one sentence, 1 a bug with its traceback.
+"""
+
+
+@dataclass
+class Arguments:
+    """The words after a verb, sorted: flags and options of ours, dotted overrides, plain words."""
+
+    words: list[str] = field(default_factory=list)
+    options: dict[str, str] = field(default_factory=dict)
+    flags: set[str] = field(default_factory=set)
+    configs: list[str] = field(default_factory=list)
+    overrides: list[tuple[str, Any]] = field(default_factory=list)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 2 the user's mistake, 1 a bug."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        run(argv)
+    except UserError as error:
+        print(f"kdbench: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("kdbench: interrupted; the same command resumes.", file=sys.stderr)
+        sys.exit(130)
+
+
+def run(argv: list[str]) -> None:
+    """Run one command."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return
+    verb, rest = argv[0], argv[1:]
+    if verb in ("--version", "version"):
+        from importlib.metadata import version
+
+        print(f"kdbench {version('kdbench')}")
+        return
+    if verb not in VERBS:
+        raise UserError(f"There is no verb '{verb}'.{nearest(verb, VERBS)} See 'kdbench --help'.")
+    if {"-h", "--help"} & set(rest):
+        print(HELP)
+        return
+    VERBS[verb](rest)
+
+
+def _fit(argv: list[str]) -> None:
+    arguments = parse(argv, {"seed", "wandb", "runs"}, {"dry-run", "fresh", "print_config", "quiet"})
+    stage = _stage(arguments, fresh="fresh" in arguments.flags)
+    if stage is None:
+        return
+    from kdbench.suite import report
+
+    if "dry-run" in arguments.flags:
+        report.show_plan(stage)
+        return
+    found = stage.record is not None
+    _prepare_torch()
+    from kdbench.suite import fit
+
+    record = fit.fit(stage, wandb=arguments.options.get("wandb"), quiet="quiet" in arguments.flags)
+    report.show_record(record, stage.folder, found)
+
+
+def _evaluate(verb: str) -> Callable[[list[str]], None]:
+    def command(argv: list[str]) -> None:
+        arguments = parse(argv, {"seed", "runs"}, {"quiet", "print_config"})
+        stage = _stage(arguments)
+        if stage is None:
+            return
+        _prepare_torch()
+        from kdbench.suite import fit, report
+
+        if verb == "predict":
+            print(fit.predict(stage))
+        else:
+            report.show_record(fit.evaluate(stage, verb, quiet=True), stage.folder, found=True)
+
+    return command
+
+
+def _list(argv: list[str]) -> None:
+    from kdbench.suite import report
+
+    arguments = parse(argv, set(), set())
+    report.show_list(arguments.words[0] if arguments.words else None)
+
+
+def _export(argv: list[str]) -> None:
+    arguments = parse(argv, {"to", "runs"}, set())
+    _prepare_torch()
+    from kdbench.suite import product
+
+    print(product.export(_run_folder(arguments), Path(arguments.options["to"]) if "to" in arguments.options else None))
+
+
+def _speed(argv: list[str]) -> None:
+    arguments = parse(argv, {"batch", "length", "repeats", "runs"}, set())
+    _prepare_torch()
+    from kdbench.suite import product
+
+    numbers = {key: _whole(key, value) for key, value in arguments.options.items() if key != "runs"}
+    product.show_speed(_run_folder(arguments), **numbers)
+
+
+def _reproduce(argv: list[str]) -> None:
+    arguments = parse(argv, {"seeds", "source", "runs", "leaderboards"}, {"dry-run", "quiet"})
+    if len(arguments.words) != 1:
+        raise UserError("Name one paper: 'kdbench reproduce distilbert_ro'.")
+    _prepare_torch()
+    from kdbench.suite import reproduce
+
+    reproduce.reproduce(
+        arguments.words[0],
+        seeds=_whole("seeds", arguments.options["seeds"]) if "seeds" in arguments.options else None,
+        source=arguments.options.get("source"),
+        home=Path(arguments.options.get("leaderboards", "leaderboards")),
+        dry_run="dry-run" in arguments.flags,
+    )
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "fit": _fit,
+    "validate": _evaluate("validate"),
+    "test": _evaluate("test"),
+    "predict": _evaluate("predict"),
+    "reproduce": _reproduce,
+    "list": _list,
+    "export": _export,
+    "speed": _speed,
+}
+
+
+def parse(argv: list[str], options: set[str], flags: set[str]) -> Arguments:
+    """Sort the words after a verb; a dotted option is an override of the config, its value read as YAML."""
+    found = Arguments()
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--"):
+            found.words.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        if name in flags:
+            found.flags.add(name)
+            continue
+        if name != "config" and name not in options and "." not in name:
+            raise UserError(f"There is no option '--{name}'.{nearest(name, {'config', *options, *flags})}")
+        if not equals:
+            value = next(words, None)
+            if value is None:
+                raise UserError(f"'--{name}' needs a value.")
+        if name == "config":
+            found.configs.append(value)
+        elif name in options:
+            found.options[name] = value
+        else:
+            found.overrides.append((name, _yaml_value(name, value)))
+    if "runs" in found.options:
+        os.environ["KDBENCH_RUNS"] = found.options["runs"]
+    return found
+
+
+def _stage(arguments: Arguments, fresh: bool = False) -> Any:
+    """Return the planned chain of the experiment, or None when only its config was asked for."""
+    from kdbench.suite import chain, experiment
+
+    if not arguments.configs:
+        raise UserError("Name an experiment: --config experiments/distilbert_ro.yaml ('kdbench list' shows them).")
+    if arguments.words:
+        raise UserError(f"'{arguments.words[0]}' is no option; files are given as --config FILE.")
+    if "seed" in arguments.options:
+        arguments.overrides.append(("seed_everything", _whole("seed", arguments.options["seed"])))
+    asked = experiment.read(*arguments.configs, overrides=arguments.overrides)
+    if "print_config" in arguments.flags:
+        print(yaml.safe_dump(asked.config, sort_keys=False, allow_unicode=True), end="")
+        return None
+    return chain.plan(asked, fresh=fresh)
+
+
+def _run_folder(arguments: Arguments) -> Path:
+    if len(arguments.words) != 1:
+        raise UserError("Name one run folder, such as runs/distilbert_ro/<id>.")
+    folder = Path(arguments.words[0])
+    if not (folder / "record.json").exists():
+        raise UserError(f"'{folder}' is no finished run: there is no record.json in it.")
+    return folder
+
+
+def _whole(name: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise UserError(f"'--{name}' takes a whole number, not '{value}'.") from None
+
+
+def _yaml_value(name: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"The value of '--{name}' is not YAML: {value}") from None
+
+
+def _prepare_torch() -> None:
+    """Let idle OpenMP threads sleep: spinning ones cost a shared machine several times the work itself."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when libgomp loads, so before torch is imported
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""The data sets by name: what each is, where its rows come from, and the fingerprint of its content."""
+
+import functools
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdbench.errors import UserError, nearest
+
+SPLITS = ("train", "validation", "test")
+SOURCES = ("embedded", "local", "hub")
+FOLDER = "KDBENCH_DATA"
+
+Row = dict[str, Any]
+
+
+class Hub(NamedTuple):
+    """Where a data set lies on the hub: its id, the folder of its configuration and the revision that is read."""
+
+    id: str
+    config: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a data set.
+
+    Args:
+        name: how experiments name it.
+        task: ``text``, ``tagging``, ``classification`` or ``similarity``.
+        languages: ISO 639-1 codes.
+        licence: of the published data.
+        description: one line.
+        embedded: what the generator is and the best score that its rows allow.
+        loaders: the function ``module:name`` of each source that the set has: ``embedded(split, count)``,
+            ``local(folder, split)`` and ``hub(hub, split)``, each returning rows; imported only when it is used.
+        splits: rows of train, validation and test, for the sources where they are fixed.
+        hub: where it lies on the hub.
+        local: its folder under ``KDBENCH_DATA``.
+        files: its files in that folder, each plain or with ``.gz`` at the end.
+    """
+
+    name: str
+    task: str
+    languages: tuple[str, ...]
+    licence: str
+    description: str
+    embedded: str
+    loaders: dict[str, str]
+    splits: dict[str, tuple[int, int, int]]
+    hub: Hub | None = None
+    local: str | None = None
+    files: tuple[str, ...] = ()
+
+
+def load(name: str, source: str, split: str) -> list[Row]:
+    """Return the rows of one split; never of another source than the one asked for.
+
+    Raises:
+        UserError: for an unknown name, source or split, for data that are missing, damaged or empty.
+    """
+    if split not in SPLITS:
+        raise UserError(f"There is no split '{split}': choose one of {', '.join(SPLITS)}.")
+    card, loader = _loader(name, source)
+    if source == "embedded":
+        rows = loader(split, card.splits[source][SPLITS.index(split)])
+    elif source == "local":
+        rows = loader(_folder(card), split)
+    else:
+        rows = loader(card.hub, split)
+    if not rows:
+        raise UserError(f"The split '{split}' of '{name}' from the source '{source}' has no row: complete its data.")
+    return rows
+
+
+@functools.cache
+def _embedded_hash(name: str) -> str:
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        digest.update(json.dumps([split, load(name, "embedded", split)], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def fingerprint(name: str, source: str) -> str:
+    """Return 16 hex digits that change with the content: rows (embedded), file bytes (local) or id and revision (hub).
+
+    Raises:
+        UserError: for an unknown name or source, or for files that are missing.
+    """
+    card, _ = _loader(name, source)
+    if source == "embedded":
+        content = _embedded_hash(name)
+    elif source == "local":
+        paths = [local_file(_folder(card), each) for each in card.files]
+        content = " ".join(_file_hash(path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
+    else:
+        content = " ".join(card.hub)
+    return hashlib.sha256(f"{name} {source} {content}".encode()).hexdigest()[:16]
+
+
+def hub_ids(name: str) -> list[str]:
+    """Return the ids that the source ``hub`` would fetch, without fetching."""
+    card, _ = _loader(name, "hub")
+    return [card.hub.id]
+
+
+def card_of(name: str) -> Card:
+    """Return the card of a data set; raise :class:`UserError` for an unknown name."""
+    if name not in CARDS:
+        raise UserError(f"There is no data set '{name}'.{nearest(name, CARDS)} 'kdbench list data' shows all.")
+    return CARDS[name]
+
+
+def local_file(folder: Path, name: str) -> Path:
+    """Return the file of that name in a folder, plain or gzipped; raise :class:`UserError` where there is none."""
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise UserError(f"There is no file {folder / name} (nor the same with .gz): put the published file there.")
+
+
+def _loader(name: str, source: str) -> tuple[Card, Callable[..., list[Row]]]:
+    card = card_of(name)
+    if source not in SOURCES:
+        raise UserError(f"There is no source '{source}'.{nearest(source, SOURCES)} Choose {', '.join(card.loaders)}.")
+    if source not in card.loaders:
+        raise UserError(f"'{name}' has no source '{source}': choose {' or '.join(card.loaders)}.")
+    module, _, attribute = card.loaders[source].partition(":")
+    return card, getattr(importlib.import_module(module), attribute)
+
+
+def _folder(card: Card) -> Path:
+    root = os.environ.get(FOLDER)
+    if not root:
+        raise UserError(
+            f"'{card.name}' from the source 'local' needs {FOLDER}: set it to the folder that holds '{card.local}'."
+        )
+    folder = Path(root).expanduser().absolute() / card.local
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}: set {FOLDER} to the folder that holds '{card.local}'.")
+    return folder
+
+
+@functools.cache
+def _file_hash(path: Path, modified: int, size: int) -> str:
+    """Return the hash of a file's bytes; read again only when its time or size has changed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hidden_markov(split: str, count: int) -> list[Row]:
+    """Return sentences of the synthetic two-dialect language."""
+    from kdbench.data.generators.hidden_markov_text import HiddenMarkovText
+
+    return HiddenMarkovText().rows(split, count)
+
+
+def _sources(embedded: str, readers: str) -> dict[str, str]:
+    return {
+        "embedded": f"kdbench.data.generators.romanian:{embedded}",
+        "local": f"kdbench.data.romanian:local_{readers}",
+        "hub": f"kdbench.data.romanian_hub:hub_{readers}",
+    }
+
+
+PARQUET = "refs/convert/parquet"  # the hub's own conversion: the datasets library no longer runs loading scripts
+RRT_FILES = tuple(f"ro_rrt-ud-{part}.conllu" for part in ("train", "dev", "test"))
+RONEC_FILES = ("valid.json", "test.json")
+LAROSEDA_FILES = ("positive_reviews.json", "negative_reviews.json", "laroseda_test.json")
+ROSTS_FILES = tuple(f"RO-STS.{part}.tsv" for part in ("train", "dev", "test"))
+MOROCO_FILES = ("dev.txt", "dev.labels", "test.txt", "test.labels")
+RO_FILES = {
+    "rrt": RRT_FILES,
+    "ronec": RONEC_FILES,
+    "laroseda": LAROSEDA_FILES,
+    "rosts": ROSTS_FILES,
+    "moroco_tweets": MOROCO_FILES,
+}
+
+CARDS: dict[str, Card] = {
+    card.name: card
+    for card in (
+        Card(
+            name="ro/text",
+            task="text",
+            languages=("ro",),
+            licence="as the sets that it is made of",
+            description="Romanian sentences for masked language modelling: the training texts of the five sets below",
+            embedded="",
+            loaders=_sources("sentences", "text"),
+            splits={"embedded": (4000, 400, 400)},
+            hub=Hub("wikimedia/wikipedia", "20231101.ro", PARQUET),
+            local="ro",
+            files=tuple(f"{folder}/{file}" for folder, files in RO_FILES.items() for file in files),
+        ),
+        Card(
+            name="ro/rrt",
+            task="tagging",
+            languages=("ro",),
+            licence="CC BY-SA 4.0",
+            description="UPOS and XPOS tags of the Romanian reference treebank (UD_Romanian-RRT)",
+            embedded="",
+            loaders=_sources("tagged", "rrt"),
+            splits={"embedded": (800, 200, 300), "local": (5217, 752, 729), "hub": (8043, 752, 729)},
+            hub=Hub("universal-dependencies/universal_dependencies", "ro_rrt", PARQUET),
+            local="ro/rrt",
+            files=RRT_FILES,
+        ),
+        Card(
+            name="ro/ronec",
+            task="tagging",
+            languages=("ro",),
+            licence="MIT",
+            description="named entities of 15 classes (RONEC v2)",
+            embedded="",
+            loaders=_sources("entities", "ronec"),
+            splits={"embedded": (800, 200, 300), "local": (1131, 199, 2000), "hub": (9000, 1330, 2000)},
+            hub=Hub("community-datasets/ronec", "ronec", PARQUET),
+            local="ro/ronec",
+            files=RONEC_FILES,
+        ),
+        Card(
+            name="ro/laroseda",
+            task="classification",
+            languages=("ro",),
+            licence="CC BY-NC-SA 4.0",
+            description="product reviews with 1, 2, 4 or 5 stars (LaRoSeDa)",
+            embedded="",
+            loaders=_sources("reviews", "laroseda"),
+            splits={"embedded": (800, 200, 300), "local": (10200, 1800, 3000), "hub": (10200, 1800, 3000)},
+            hub=Hub("universityofbucharest/laroseda", "laroseda", PARQUET),
+            local="ro/laroseda",
+            files=LAROSEDA_FILES,
+        ),
+        Card(
+            name="ro/rosts",
+            task="similarity",
+            languages=("ro",),
+            licence="CC BY-SA 4.0",
+            description="pairs of sentences with a similarity from 0 to 5 (RO-STS)",
+            embedded="",
+            loaders=_sources("pairs", "rosts"),
+            splits={"embedded": (800, 200, 300), "local": (5749, 1500, 1379), "hub": (5749, 1500, 1379)},
+            hub=Hub("dumitrescustefan/ro_sts", "ro_sts", PARQUET),
+            local="ro/rosts",
+            files=ROSTS_FILES,
+        ),
+        Card(
+            name="ro/moroco",
+            task="classification",
+            languages=("ro",),
+            licence="CC BY-NC-SA 4.0",
+            description="Romanian against Moldavian news (MOROCO; locally MOROCO-Tweets), entities replaced by $NE$",
+            embedded="",
+            loaders=_sources("dialects", "moroco"),
+            splits={"embedded": (800, 200, 300), "local": (4022, 215, 1000), "hub": (21719, 5921, 5924)},
+            hub=Hub("github.com/butnaruandrei/MOROCO", "MOROCO/preprocessed/all", "master"),
+            local="ro/moroco_tweets",
+            files=MOROCO_FILES,
+        ),
+        Card(
+            name="synthetic/hidden_markov",
+            task="text",
+            languages=(),
+            licence="Apache-2.0",
+            description="a synthetic language with two dialects and capitals, known to the last probability",
+            embedded="",
+            loaders={"embedded": "kdbench.data.registry:hidden_markov"},
+            splits={"embedded": (2000, 400, 600)},
+        ),
+    )
+}

@@ -1,0 +1,275 @@
+"""The Romanian sets of Avram et al. (2022, arXiv 2112.12650): their rows, and readers of the files as published.
+
+Rows of every source go through one function a set, which checks the labels and writes comma-below letters.
+"""
+
+import functools
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from kdbench.data.normalise import clean, duplicate_key
+from kdbench.data.registry import RO_FILES, SPLITS, Row, local_file
+from kdbench.errors import UserError
+
+# fmt: off
+UPOS = frozenset({
+    "ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM",
+    "PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM", "VERB", "X",
+})
+ENTITIES = (
+    "PERSON", "ORG", "GPE", "LOC", "NAT_REL_POL", "EVENT", "LANGUAGE", "WORK_OF_ART",
+    "DATETIME", "PERIOD", "MONEY", "QUANTITY", "NUMERIC", "ORDINAL", "FACILITY",
+)
+# fmt: on
+NER = frozenset({"O", *(f"{edge}-{entity}" for entity in ENTITIES for edge in "BI")})
+STARS = frozenset({1, 2, 4, 5})
+DIALECTS = frozenset({"RO", "MD"})
+TREEBANK = {"train": "train", "validation": "dev", "test": "test"}
+MOROCO_TEST = 1000  # the last tweets of the published test file; the others train
+
+
+# ---- rows, from either source ----
+
+
+def tagged_row(words: list[str], upos: list[str], xpos: list[str], where: str) -> Row:
+    """Return a sentence with its universal and its language-specific tags."""
+    _check(upos, UPOS, where)
+    _check_lengths(words, upos, where)
+    return {"words": [clean(word) for word in words], "upos": list(upos), "xpos": list(xpos)}
+
+
+def entity_row(words: list[str], ner: list[str], where: str) -> Row:
+    """Return a sentence with its entities as BIO2 tags."""
+    _check(ner, NER, where)
+    _check_lengths(words, ner, where)
+    return {"words": [clean(word) for word in words], "ner": list(ner)}
+
+
+def review_row(title: str, content: str, stars: str | int, where: str) -> Row:
+    """Return a review with its stars as a number."""
+    number = int(stars) if str(stars).isdecimal() else stars
+    _check([number], STARS, where)
+    return {"title": clean(title), "content": clean(content), "stars": number}
+
+
+def pair_row(first: str, second: str, score: str | float, where: str) -> Row:
+    """Return a pair with its similarity from 0 to 5."""
+    try:
+        number = float(score)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number <= 5:
+        raise damaged(where, f"{score!r} is no score from 0 to 5")
+    return {"first": clean(first), "second": clean(second), "score": number}
+
+
+def dialect_row(text: str, dialect: str, where: str) -> Row:
+    """Return a text with its dialect; the label is never a part of the text."""
+    _check([dialect], DIALECTS, where)
+    return {"text": clean(text), "dialect": dialect}
+
+
+# ---- local files ----
+
+
+def local_rrt(folder: Path, split: str) -> list[Row]:
+    """Return the treebank's own split."""
+    return [row for row, _ in _trees(folder, split)]
+
+
+def local_ronec(folder: Path, split: str) -> list[Row]:
+    """Return test, or the published validation file: its last 15% for validation, the rest for training."""
+    return [row for row, _ in _annotated(folder, split)]
+
+
+def local_laroseda(folder: Path, split: str) -> list[Row]:
+    """Return the official test reviews, or the other reviews: of both polarities the first 15% for validation."""
+    positive, negative, test = RO_FILES["laroseda"]
+    tested = _reviews(folder, test)
+    if split == "test":
+        return list(tested.values())
+    both = [_reviews(folder, positive), _reviews(folder, negative)]
+    if unknown := set(tested) - set(both[0]) - set(both[1]):
+        raise damaged(local_file(folder, test), f"review {min(unknown)} is in neither {positive} nor {negative}")
+    rows = []
+    for reviews in both:
+        kept = [row for index, row in reviews.items() if index not in tested]
+        cut = len(kept) * 15 // 100
+        rows += kept[:cut] if split == "validation" else kept[cut:]
+    return rows
+
+
+def local_rosts(folder: Path, split: str) -> list[Row]:
+    """Return the published split."""
+    path = local_file(folder, f"RO-STS.{TREEBANK[split]}.tsv")
+    rows = []
+    for number, line in _lines(path):
+        columns = line.split("\t")
+        if len(columns) != 3:
+            raise damaged(f"{path}, line {number}", f"{len(columns)} columns instead of score, sentence, sentence")
+        rows.append(pair_row(columns[1], columns[2], columns[0], f"{path}, line {number}"))
+    return rows
+
+
+def local_moroco(folder: Path, split: str) -> list[Row]:
+    """Return the development tweets for validation; the last 1,000 test tweets for test, the others for training."""
+    stem = "dev" if split == "validation" else "test"
+    path, labels = local_file(folder, f"{stem}.txt"), local_file(folder, f"{stem}.labels")
+    rows = []
+    named = [label for _, label in _lines(labels)]
+    for number, line in _lines(path):
+        text, _, column = line.rpartition("\t")
+        if number > len(named) or column != named[number - 1]:
+            raise damaged(f"{path}, line {number}", f"the last column does not agree with {labels}")
+        rows.append(dialect_row(text, column, f"{path}, line {number}"))
+    if len(rows) != len(named):
+        raise damaged(path, f"{len(rows)} lines, but {labels} has {len(named)}")
+    if split == "validation":
+        return rows
+    return rows[-MOROCO_TEST:] if split == "test" else rows[:-MOROCO_TEST]
+
+
+def local_text(folder: Path, split: str) -> list[Row]:
+    """Return the distinct training texts of the five sets, 5% for validation and 5% for test by the hash of the text.
+
+    A text that is also in the validation or test split of any of the sets is left out.
+    """
+    files = [local_file(folder / part, name) for part, names in RO_FILES.items() for name in names]
+    stamp = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    return [{"text": text} for text in _texts(folder, stamp) if held_out(text) == split]
+
+
+def held_out(text: str) -> str:
+    """Return the split that a raw text belongs to: of 100 hash values 5 are validation, 5 test, the rest train."""
+    place = int.from_bytes(hashlib.sha256(duplicate_key(text).encode()).digest()[:8]) % 100
+    return "validation" if place < 5 else "test" if place < 10 else "train"
+
+
+@functools.lru_cache(maxsize=1)
+def _texts(folder: Path, stamp: tuple[tuple[int, int], ...]) -> list[str]:
+    """Return the training texts; ``stamp`` (times and sizes of the files) makes the cache forget changed files."""
+    reviews, pairs, tweets = folder / "laroseda", folder / "rosts", folder / "moroco_tweets"
+    by_split = {
+        split: [
+            *(text for _, text in _trees(folder / "rrt", split)),
+            *(text for _, text in _annotated(folder / "ronec", split)),
+            *(row["content"] for row in local_laroseda(reviews, split)),
+            *(row[side] for row in local_rosts(pairs, split) for side in ("first", "second")),
+            *(row["text"] for row in local_moroco(tweets, split)),
+        ]
+        for split in SPLITS
+    }
+    scored = by_split["validation"] + by_split["test"]
+    scored += [row["title"] for split in ("validation", "test") for row in local_laroseda(reviews, split)]
+    seen = {duplicate_key(text) for text in scored} | {""}
+    kept = []
+    for text in by_split["train"]:
+        key = duplicate_key(text)
+        if key not in seen:
+            seen.add(key)
+            kept.append(text)
+    return kept
+
+
+def _trees(folder: Path, split: str) -> Iterator[tuple[Row, str]]:
+    """Yield the sentences of a CoNLL-U file with their texts, without multiword ranges (1-2) and empty nodes (1.1)."""
+    path = local_file(folder, f"ro_rrt-ud-{TREEBANK[split]}.conllu")
+    words: list[tuple[str, ...]] = []
+    text = ""
+    for number, line in [*_lines(path), (0, "")]:
+        if line.startswith("# text = "):
+            text = line.removeprefix("# text = ")
+        elif not line:
+            if words:
+                form, upos, xpos = (list(column) for column in zip(*words, strict=True))
+                yield tagged_row(form, upos, xpos, f"{path}"), clean(text or " ".join(form))
+            words, text = [], ""
+        elif not line.startswith("#"):
+            columns = line.split("\t")
+            if len(columns) != 10 or not columns[0].replace("-", "").replace(".", "").isdecimal():
+                raise damaged(f"{path}, line {number}", "no word of 10 tab-separated columns")
+            if columns[0].isdecimal():
+                _check([columns[3]], UPOS, f"{path}, line {number}")
+                words.append((columns[1], columns[3], columns[4]))
+
+
+def _annotated(folder: Path, split: str) -> list[tuple[Row, str]]:
+    path = local_file(folder, "test.json" if split == "test" else "valid.json")
+    rows = []
+    for place, entry in enumerate(_entries(path, _json(path), ("tokens", "ner_tags", "space_after"))):
+        row = entity_row(entry["tokens"], entry["ner_tags"], f"{path}, entry {place + 1}")
+        _check_lengths(entry["tokens"], entry["space_after"], f"{path}, entry {place + 1}")
+        spaced = zip(entry["tokens"], entry["space_after"], strict=True)
+        rows.append((row, clean("".join(word + " " * after for word, after in spaced))))
+    if split == "test":
+        return rows
+    cut = len(rows) - len(rows) * 15 // 100
+    return rows[cut:] if split == "validation" else rows[:cut]
+
+
+def _reviews(folder: Path, name: str) -> dict[str, Row]:
+    path = local_file(folder, name)
+    content = _json(path)
+    entries = content.get("reviews") if isinstance(content, dict) else None
+    rows = {}
+    for place, entry in enumerate(_entries(path, entries, ("index", "title", "content", "starRating"))):
+        where = f"{path}, review {place + 1}"
+        rows[entry["index"]] = review_row(entry["title"], entry["content"], entry["starRating"], where)
+    return rows
+
+
+# ---- reading and checking ----
+
+
+def _content(path: Path) -> str:
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return content.decode("utf-8")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise damaged(path, f"a broken gzip file ({error})") from error
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise damaged(f"{path}, line {line}", "not UTF-8 text") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines with their numbers from 1; only line feeds end a line, as texts may hold other separators."""
+    for number, line in enumerate(_content(path).removesuffix("\n").split("\n")):
+        yield number + 1, line.removesuffix("\r")
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_content(path))
+    except json.JSONDecodeError as error:
+        raise damaged(f"{path}, line {error.lineno}", f"not valid JSON ({error.msg})") from error
+
+
+def _entries(path: Path, entries: Any, fields: tuple[str, ...]) -> list[Row]:
+    if not isinstance(entries, list):
+        raise damaged(path, "not the published list of entries")
+    for place, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not set(fields) <= set(entry):
+            raise damaged(f"{path}, entry {place + 1}", f"without the fields {', '.join(fields)}")
+    return entries
+
+
+def _check(labels: Iterable[Any], known: frozenset[Any], where: str) -> None:
+    for label in labels:
+        if label not in known:
+            raise damaged(where, f"the label {label!r} is none of {', '.join(map(str, sorted(known)))}")
+
+
+def _check_lengths(words: list[str], facts: list[Any], where: str) -> None:
+    if len(words) != len(facts):
+        raise damaged(where, f"{len(words)} words, but tags or spaces for {len(facts)}")
+
+
+def damaged(where: str | Path, what: str) -> UserError:
+    """Return the error of data that are not as published, to be raised."""
+    return UserError(f"{where}: {what}; replace it with the published data.")

@@ -1,0 +1,100 @@
+"""The Romanian sets of Avram et al. (2022, arXiv 2112.12650) from the hub, as the same rows as the local files give."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from kdbench.data.normalise import clean
+from kdbench.data.registry import Hub, Row
+from kdbench.data.romanian import damaged, dialect_row, entity_row, held_out, pair_row, review_row, tagged_row
+from kdbench.errors import UserError
+
+MOROCO_DIALECTS = {"1": "MD", "2": "RO"}
+
+
+def hub_text(hub: Hub, split: str) -> list[Row]:
+    """Return the paragraphs of Romanian Wikipedia, 5% for validation and 5% for test by the hash of the text."""
+    paragraphs = (clean(line) for _, row in _fetch(hub, "train") for line in row["text"].split("\n"))
+    return [{"text": text} for text in paragraphs if text and held_out(text) == split]
+
+
+def hub_rrt(hub: Hub, split: str) -> list[Row]:
+    """Return the treebank's own split; multiword ranges, whose tag is ``_``, are skipped."""
+    rows = []
+    for where, row in _fetch(hub, split):
+        kept = [word for word in zip(row["tokens"], row["upos"], row["xpos"], strict=True) if word[1] != "_"]
+        words, upos, xpos = (list(column) for column in zip(*kept, strict=True))
+        rows.append(tagged_row(words, upos, xpos, where))
+    return rows
+
+
+def hub_ronec(hub: Hub, split: str) -> list[Row]:
+    """Return the published split (v2: 9,000 / 1,330 / 2,000 sentences)."""
+    return [entity_row(row["tokens"], row["ner_tags"], where) for where, row in _fetch(hub, split)]
+
+
+def hub_laroseda(hub: Hub, split: str) -> list[Row]:
+    """Return the published test reviews, or the published training reviews: their first 15% for validation."""
+    published = _fetch(hub, "test" if split == "test" else "train")
+    rows = [review_row(row["title"], row["content"], row["starRating"], where) for where, row in published]
+    cut = len(rows) * 15 // 100
+    return {"train": rows[cut:], "validation": rows[:cut], "test": rows}[split]
+
+
+def hub_rosts(hub: Hub, split: str) -> list[Row]:
+    """Return the published split."""
+    return [pair_row(row["sentence1"], row["sentence2"], row["score"], where) for where, row in _fetch(hub, split)]
+
+
+def hub_moroco(hub: Hub, split: str) -> list[Row]:
+    """Return the published split from the authors' repository: the set on the hub has topics but no dialects."""
+    repository = hub.id.removeprefix("github.com/")
+    return moroco_rows(f"https://raw.githubusercontent.com/{repository}/{hub.revision}/{hub.config}", hub.id, split)
+
+
+def moroco_rows(base: str, name: str, split: str) -> list[Row]:
+    """Return the rows of ``<split>_samples.txt`` and ``<split>_dialect_labels.txt`` under a folder or an address."""
+    samples, labels = (
+        [
+            line["text"].partition("\t")
+            for line in _load(name, "text", split=split, data_files={split: f"{base}/{split}_{part}.txt"})
+        ]
+        for part in ("samples", "dialect_labels")
+    )
+    if len(samples) != len(labels):
+        raise damaged(f"{name} ({split})", f"{len(samples)} samples but {len(labels)} labels")
+    rows = []
+    for place, ((sample, _, text), (labelled, _, label)) in enumerate(zip(samples, labels, strict=True)):
+        where = f"{name} ({split}), row {place + 1}"
+        if sample != labelled:
+            raise damaged(where, f"sample {sample} has the label of {labelled}")
+        rows.append(dialect_row(text, MOROCO_DIALECTS.get(label, label), where))
+    return rows
+
+
+def _fetch(hub: Hub, split: str) -> Iterator[tuple[str, Row]]:
+    """Yield where a row is and the row, class numbers as their names."""
+    table = _load(hub.id, hub.id, split=split, data_dir=hub.config, revision=hub.revision)
+    named = {column: feature for column in table.features if (feature := _names(table.features[column])) is not None}
+    for place, row in enumerate(table):
+        decoded = {column: feature.int2str(row[column]) for column, feature in named.items()}
+        yield f"{hub.id} ({split}), row {place + 1}", row | decoded
+
+
+def _names(feature: Any) -> Any:
+    """Return the class names of a column of classes or of lists of classes."""
+    inner = getattr(feature, "feature", feature)
+    return inner if hasattr(inner, "int2str") else None
+
+
+def _load(name: str, path: str, split: str, **where: Any) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(path, split=split, **where)
+    except (
+        Exception
+    ) as error:  # the client raises its own, httpx's, fsspec's and the system's errors without a common base
+        raise UserError(
+            f"The data set '{name}' could not be fetched ({type(error).__name__}): connect this machine to the network, "
+            "or choose the source embedded or local."
+        ) from error

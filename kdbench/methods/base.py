@@ -1,0 +1,312 @@
+"""The base of every method family: a student, its teachers, and the objective that says what the student has to match."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from kdbench.errors import UserError, nearest
+from kdbench.methods.objective import Batch, Match, Objective, Term
+from kdbench.methods.optimizers import LinearDecay, Schedule, parameter_groups
+from kdbench.methods.tasks import TASKS
+from kdbench.models.origins import Facts, FromFolder, Origin
+from kdbench.models.taps import Taps, check_view
+
+Optimizer = Callable[[Iterable], torch.optim.Optimizer]
+
+
+class Reader:
+    """Reads taps of one network, calling it once for each role of the batch that a tap names.
+
+    Args:
+        network: the network.
+        taps: names ``[role.]tap``; without a role the network's ``inputs`` are meant.
+        views: the view of the batch that serves each role.
+    """
+
+    def __init__(self, network: nn.Module, taps: Iterable[str], views: Mapping[str, str]) -> None:
+        by_role: dict[str, list[str]] = {}
+        for name in taps:
+            role, _, tap = name.partition(".")
+            role, tap = (role, tap) if role in views and tap else (next(iter(views)), name)
+            by_role.setdefault(role, []).append(tap)
+        self.calls = {role: (views[role], Taps(network, names)) for role, names in by_role.items()}
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """Return ``{name: value}`` of every tap; taps of a role other than ``inputs`` keep its name in front."""
+        values = {}
+        for role, (view, taps) in self.calls.items():
+            for tap, value in taps(batch[view]).items():
+                values[tap if role == "inputs" else f"{role}.{tap}"] = value
+        return values
+
+
+class Distillation(pl.LightningModule):
+    """A student that learns an objective from teachers (or from labels alone).
+
+    Args:
+        student: the origin of the network that is trained and exported.
+        objective: named terms; their weighted sum is the loss. By default the task's own loss on the labels.
+        teachers: frozen networks by name, read by the terms as ``name.tap``. They stay in eval mode, without gradient,
+            outside checkpoint, optimiser and DDP.
+        references: frozen networks (or folders of runs) that only the test compares the student with: loyalty.
+        optimizer: by default AdamW with a learning rate of 5e-4.
+        schedule: of the learning rate; by default a linear warm-up over 5% of the steps and a linear decay to 0.
+        weight_decay: of weights; biases and norms have none.
+    """
+
+    def __init__(
+        self,
+        student: Origin,
+        objective: dict[str, Term] | None = None,
+        teachers: dict[str, Origin] | None = None,
+        references: dict[str, Origin | str] | None = None,
+        optimizer: Optimizer | None = None,
+        schedule: Schedule | None = None,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__()
+        references = {name: _origin(each) for name, each in (references or {}).items()}
+        self.origins: dict[str, Origin] = {"student": student, **(teachers or {}), **references}
+        self.teacher_names = list(teachers or {})
+        self.reference_names = list(references)
+        if shared := set(self.teacher_names) & set(self.reference_names) | {"student"} & (
+            self.origins.keys() - {"student"}
+        ):
+            raise ValueError(f"two networks are named '{shared.pop()}'")
+        self.objective = Objective(objective) if objective is not None else None
+        for name, _ in self._teachers_read():
+            if name not in self.teacher_names:
+                raise ValueError(
+                    f"a term reads the teacher '{name}', and there is none.{nearest(name, self.teacher_names)}"
+                )
+        self.optimizer = optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=5e-4, weight_decay=0.0))
+        self.schedule = schedule or LinearDecay()
+        self.weight_decay = weight_decay
+        self.student: nn.Module | None = None
+        self.frozen: dict[str, nn.Module] = {}  # a plain dict: no child modules, so no checkpoint, optimiser or DDP
+        self._unchecked: list[tuple[int, list[int], dict[str, Tensor]]] = []
+        self._warned = False
+
+    # ---- the step reads like the equation ----
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the weighted sum of the objective's terms for one batch."""
+        batch = self.prepare(batch)
+        teacher = self.teach(batch)
+        student = self.learn(batch, teacher)
+        return self._total(self.objective(student, teacher, batch), batch)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Return the batch that the networks see; families that draw, mix or add noise do so here."""
+        return batch
+
+    @torch.no_grad()
+    def teach(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """Return the taps of every teacher that the objective reads."""
+        return {name: reader(batch) for name, reader in self._teacher_readers.items()}
+
+    def learn(self, batch: Batch, teacher: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the taps of the student that the objective reads."""
+        return self._student_reader(batch)
+
+    # ---- building ----
+
+    def tokenizers(self) -> dict[str, Any]:
+        """Return the tokenizer that each network brings along, None where it has none yet."""
+        return {name: origin.tokenizer() for name, origin in self.origins.items()}
+
+    def matches(self) -> dict[str, Match]:
+        """Return how each teacher's values meet the student's where they are not simply the same rows."""
+        for name, tap in self._teachers_read():
+            if self.data.views[name] != self.data.views["student"]:
+                raise UserError(
+                    f"The teacher '{name}' has another vocabulary than the student, so '{name}.{tap}' cannot be compared "
+                    f"position by position: use EnsembleDistillation with 'align: {{{name}: shared_words}}'."
+                )
+        return {}
+
+    def setup(self, stage: str) -> None:
+        """Build the networks from what the data know, then try every tap and term on one small batch."""
+        if self.student is not None:
+            return
+        self.data = self.trainer.datamodule
+        self.task = TASKS[self.data.task](self.data.labels)
+        if self.objective is None:
+            self.objective = Objective(self.task.objective())
+        self.student = self._build("student")
+        for name in (*self.teacher_names, *self.reference_names):
+            self.frozen[name] = self._build(name).eval().requires_grad_(False)
+        self.objective.matches = self.matches()
+        self._student_reader = Reader(self.student, self.objective.student_taps(), self._views("student"))
+        self._teacher_readers = {
+            name: Reader(self.frozen[name], taps, self._views(name))
+            for name, taps in self.objective.teacher_taps().items()
+        }
+        self._score_readers = {
+            name: Reader(network, self.task.taps, self._views(name)) for name, network in self.networks().items()
+        }
+        self.scores = nn.ModuleDict({name: nn.ModuleDict(_named(self.task.scores())) for name in self.networks()})
+        self.loyalties = nn.ModuleDict({name: nn.ModuleDict(_named(self.task.loyalties())) for name in self.frozen})
+        self._rehearse()
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the student and every frozen network by name."""
+        return {"student": self.student, **self.frozen}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return the optimiser over the student and the networks inside the losses, and the schedule by steps."""
+        optimizer = self.optimizer(parameter_groups(self, self.weight_decay))
+        factor = self.schedule.factor(int(self.trainer.estimated_stepping_batches))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distillation":
+        """Take the frozen networks along to another device; nothing else about them is the trainer's."""
+        for network in self.frozen.values():
+            network._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def _build(self, name: str) -> nn.Module:
+        tokenizer = self.data.tokenizers.get(self.data.views[name])
+        return self.origins[name].build(Facts(tokenizer=tokenizer, labels=self.data.labels))
+
+    def _views(self, name: str) -> dict[str, str]:
+        return self.task.views(self.data.views[name])
+
+    def _teachers_read(self) -> list[tuple[str, str]]:
+        taps_of = self.objective.teacher_taps() if self.objective is not None else {}
+        return [(name, tap) for name, taps in taps_of.items() for tap in taps]
+
+    @torch.no_grad()
+    def _rehearse(self) -> None:
+        """Run one small batch through everything: a wrong tap, key or class count is found before training starts."""
+        batch = self.data.example()
+        for name, network in self.networks().items():
+            for view in self._views(name).values():
+                check_view(network, batch[view])
+        training = self.student.training
+        self.student.eval()
+        teacher = self.teach(batch)
+        self.objective(self.learn(batch, teacher), teacher, batch)
+        self.student.train(training)
+
+    # ---- watching the terms ----
+
+    def _total(self, raw: dict[str, Tensor], batch: Batch) -> Tensor:
+        weighted = {name: self.objective.terms[name].weight * value for name, value in raw.items()}
+        total = sum(weighted.values())
+        self._unchecked.append((self.global_step, batch["id"], {name: value.detach() for name, value in raw.items()}))
+        every = self.trainer.log_every_n_steps
+        now = bool(every) and (self.global_step + 1) % every == 0
+        if now or self.device.type == "cpu":  # elsewhere reading a value would make the device wait at every step
+            self.check_finite()
+        if now:
+            values = {f"train/{name}": value for name, value in raw.items()}
+            values |= {f"train/{name}_weighted": value for name, value in weighted.items()}
+            self.log_dict(values, batch_size=len(batch["id"]))
+            self.log("train/loss", total, prog_bar=True, batch_size=len(batch["id"]))
+            self._warn_of_small_terms({name: abs(float(value)) for name, value in weighted.items()})
+        return total
+
+    def check_finite(self) -> None:
+        """Raise :class:`UserError` with term, step and example ids when a term of a step since the last check is not finite."""
+        steps, self._unchecked = self._unchecked, []
+        for step, ids, raw in steps:
+            for name, value in raw.items():
+                if not torch.isfinite(value):
+                    raise UserError(
+                        f"The term '{name}' became {float(value)} at step {step} (example ids {torch.as_tensor(ids).tolist()}): "
+                        "the run stops; look at these rows, or lower the learning rate or the term's weight."
+                    )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Never save weights that a non-finite step may have touched."""
+        self.check_finite()
+
+    def _warn_of_small_terms(self, weighted: dict[str, float]) -> None:
+        total = sum(weighted.values())
+        small = [name for name, value in weighted.items() if self.objective.terms[name].weight and value < 0.01 * total]
+        if small and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the term '{small[0]}' carries {weighted[small[0]] / total:.2%} of the loss at step {self.global_step}: "
+                "its weight may not mean what you think",
+                stacklevel=2,
+            )
+
+    # ---- evaluation ----
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score the student."""
+        self._score("student", self._score_readers["student"](batch), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the student's scores, each over the whole split."""
+        self.log_dict(self._computed("val", ["student"]), prog_bar=False)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score the student and every frozen network, and compare their predictions."""
+        outputs = {name: reader(batch) for name, reader in self._score_readers.items()}
+        for name, values in outputs.items():
+            self._score(name, values, batch)
+        for name, metrics in self.loyalties.items():
+            ours, theirs = self.compared(name, outputs["student"], outputs[name], batch)
+            for metric in metrics.values():
+                metric.update(ours, theirs)
+
+    def compared(
+        self, name: str, student: dict[str, Tensor], other: dict[str, Tensor], batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        """Return the predictions of the student and of another network for the same things, row by row."""
+        mine = self.task.predictions(student, batch, self.data.views["student"])
+        return mine, self.task.predictions(other, batch, self.data.views[name])
+
+    def on_test_epoch_end(self) -> None:
+        """Log scores and loyalties, each over the whole split."""
+        values = self._computed("test", list(self.scores))
+        for name, metrics in self.loyalties.items():
+            values |= {f"test/{key}@{name}": value for key, value in _results(metrics).items()}
+        self.log_dict(values)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the student's predictions and the ids of their rows."""
+        view = self.data.views["student"]
+        return {
+            "id": batch["id"],
+            "predictions": self.task.predictions(self._score_readers["student"](batch), batch, view),
+        }
+
+    def _score(self, name: str, outputs: dict[str, Tensor], batch: Batch) -> None:
+        view = self.data.views[name]
+        predictions, targets = self.task.predictions(outputs, batch, view), self.task.targets(batch, view)
+        for metric in self.scores[name].values():
+            metric.update(predictions, *targets)
+
+    def _computed(self, split: str, names: list[str]) -> dict[str, Tensor]:
+        return {f"{split}/{key}@{name}": value for name in names for key, value in _results(self.scores[name]).items()}
+
+
+def _results(metrics: nn.ModuleDict) -> dict[str, Tensor]:
+    """Compute and reset metrics; one that gives several values adds its name in front of each."""
+    found: dict[str, Tensor] = {}
+    for name, metric in metrics.items():
+        value = metric.compute()
+        metric.reset()
+        plain = name == "scores"
+        parts = value if isinstance(value, dict) else {"": value}
+        for key, each in parts.items():
+            full = key if plain else f"{name}_{key}".rstrip("_")
+            found[full] = torch.as_tensor(each, dtype=torch.float32)
+    return found
+
+
+def _named(metrics: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    return {name or "scores": metric for name, metric in metrics.items()}
+
+
+def _origin(value: Origin | str) -> Origin:
+    return FromFolder(folder=value) if isinstance(value, str) else value

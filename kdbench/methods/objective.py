@@ -1,0 +1,172 @@
+"""What a student has to match: named terms, each a loss, a weight, and where the loss's arguments come from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.losses.divergences import combine_logits
+from kdbench.losses.rows import select_rows
+
+Batch = Mapping[str, object]
+Values = Mapping[str, Tensor]
+
+
+@dataclass
+class Term:
+    """One term of an objective.
+
+    Args:
+        loss: a module ``loss(student, target)``; one that takes rows is given real tokens only, without padding.
+        weight: the factor of the term in the total.
+        student: the student's tap ``[view.]tap``; a list when the loss takes several.
+        teacher: a teacher's tap ``name.tap``, or a list of several teachers' taps.
+        labels: the field of the batch that a supervised loss compares with.
+        combine: how several teachers count. ``mean_probabilities`` and ``mean_logits`` make one teacher of those that
+            share the student's rows and classes; ``mean_losses`` adds each one's loss. The means of losses and of
+            probabilities differ by a constant and have the same gradient.
+        teacher_weights: the weights of the teachers, summing to 1 after division by their sum; equal by default.
+        mask: the field of the batch that says which rows count; default: the attention mask of the student's view.
+        weights: the field of the batch that weighs the rows.
+    """
+
+    loss: nn.Module
+    weight: float = 1.0
+    student: str | list[str] = "logits"
+    teacher: str | list[str] | None = None
+    labels: str | None = None
+    combine: Literal["mean_probabilities", "mean_logits", "mean_losses"] = "mean_losses"
+    teacher_weights: list[float] | None = None
+    mask: str | None = None
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.teacher is None) == (self.labels is None):
+            raise ValueError("a term compares the student with either 'teacher' or 'labels': give one of them")
+        if self.teacher_weights is not None:
+            if len(self.teacher_weights) != len(self.teachers):
+                raise ValueError(f"{len(self.teachers)} teachers need as many weights, not {self.teacher_weights}")
+            if min(self.teacher_weights) < 0 or sum(self.teacher_weights) <= 0:
+                raise ValueError(
+                    f"the teachers' weights must be >= 0 and sum to more than 0, got {self.teacher_weights}"
+                )
+
+    @property
+    def students(self) -> list[str]:
+        """The student's taps as a list."""
+        return [self.student] if isinstance(self.student, str) else list(self.student)
+
+    @property
+    def teachers(self) -> list[tuple[str, str]]:
+        """``(teacher, tap)`` of each teacher's value that the term reads."""
+        named = [self.teacher] if isinstance(self.teacher, str) else list(self.teacher or [])
+        return [(name, tap) for name, _, tap in (each.partition(".") for each in named)]
+
+
+class Match(Protocol):
+    """Brings a student's and a teacher's values to the same rows (and the same classes)."""
+
+    def __call__(
+        self, student: Tensor, teacher: Tensor, tap: str, temperature: float, batch: Batch, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return rows ``[N, ...]`` of both; ``mask`` ``[B, S]`` tells which positions of the student count."""
+
+
+def same_rows(
+    student: Tensor, teacher: Tensor, tap: str, temperature: float, batch: Batch, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Match value by value: both networks saw the same tokens (or the whole example is one row)."""
+    if mask is None:
+        return student, teacher
+    return select_rows(student, mask), select_rows(teacher, mask)
+
+
+class Objective(nn.Module):
+    """The weighted sum of named terms. Networks inside a loss (projectors, critics) are trained with the student.
+
+    Args:
+        terms: the terms by name.
+        matches: per teacher how its values meet the student's; default: row by row.
+    """
+
+    def __init__(self, terms: Mapping[str, Term], matches: Mapping[str, Match] | None = None) -> None:
+        super().__init__()
+        if not any(term.weight for term in terms.values()):
+            raise ValueError("the weights of the objective's terms sum to nothing: there is nothing to learn")
+        self.terms = dict(terms)
+        self.losses = nn.ModuleDict({name: term.loss for name, term in terms.items()})
+        self.matches = dict(matches or {})
+
+    def student_taps(self) -> list[str]:
+        """Return every tap of the student that a term reads."""
+        return list(dict.fromkeys(tap for term in self.terms.values() for tap in term.students))
+
+    def teacher_taps(self) -> dict[str, list[str]]:
+        """Return the taps that the terms read of each teacher."""
+        taps: dict[str, list[str]] = {}
+        for term in self.terms.values():
+            for name, tap in term.teachers:
+                if tap not in taps.setdefault(name, []):
+                    taps[name].append(tap)
+        return taps
+
+    def forward(self, student: Values, teacher: Mapping[str, Values], batch: Batch) -> dict[str, Tensor]:
+        """Return the raw value of every term."""
+        return {name: self._value(term, student, teacher, batch) for name, term in self.terms.items()}
+
+    def _value(self, term: Term, student: Values, teacher: Mapping[str, Values], batch: Batch) -> Tensor:
+        values = [student[tap] for tap in term.students]
+        value = values[0] if len(values) == 1 else values
+        if term.labels is not None:
+            return term.loss(value, batch[term.labels])
+        mask = self._mask(term, value, batch)
+        temperature = getattr(term.loss, "temperature", 1.0)
+        shares = term.teacher_weights or [1.0] * len(term.teachers)
+        shares = [share / sum(shares) for share in shares]
+        together: list[tuple[float, Tensor]] = []
+        total, student_rows = value.new_zeros(()), value
+        for share, (name, tap) in zip(shares, term.teachers, strict=True):
+            match = self.matches.get(name, same_rows)
+            ours, theirs = match(value, teacher[name][tap], tap, temperature, batch, mask)
+            if match is same_rows and term.combine != "mean_losses":
+                student_rows = ours
+                together.append((share, theirs))
+            else:
+                total = total + share * self._loss(term, ours, theirs, batch, mask if match is same_rows else None)
+        if together:
+            share = sum(each for each, _ in together)
+            mixed = _combined(together, term.combine, temperature)
+            total = total + share * self._loss(term, student_rows, mixed, batch, mask)
+        return total
+
+    def _loss(self, term: Term, student: Tensor, teacher: Tensor, batch: Batch, mask: Tensor | None) -> Tensor:
+        if term.weights is None:
+            return term.loss(student, teacher)
+        weights = batch[term.weights]
+        return term.loss(student, teacher, select_rows(weights, mask) if mask is not None else weights)
+
+    @staticmethod
+    def _mask(term: Term, value: Tensor, batch: Batch) -> Tensor | None:
+        if term.mask is not None:
+            return batch[term.mask].bool()
+        if not getattr(term.loss, "takes_rows", False) or not isinstance(value, Tensor) or value.dim() < 3:
+            return None
+        view, _, _ = split_tap(term.students[0], batch)
+        return batch[view]["attention_mask"].bool()
+
+
+def split_tap(name: str, batch: Batch) -> tuple[str, str, str]:
+    """Return ``(view, tap, name)`` of a student's tap; without a view it is read from ``inputs``."""
+    view, _, tap = name.partition(".")
+    if isinstance(batch.get(view), Mapping) and tap:
+        return view, tap, name
+    return "inputs", name, name
+
+
+def _combined(teachers: Sequence[tuple[float, Tensor]], combine: str, temperature: float) -> Tensor:
+    if len(teachers) == 1:
+        return teachers[0][1]
+    shares = torch.tensor([share for share, _ in teachers])
+    return combine_logits([rows for _, rows in teachers], combine, temperature, (shares / shares.sum()).tolist())

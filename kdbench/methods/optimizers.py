@@ -1,0 +1,57 @@
+"""Parameter groups and learning-rate schedules."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+
+class Schedule:
+    """A learning-rate schedule by optimiser steps: the factor of the base learning rate."""
+
+    def factor(self, steps: int) -> Callable[[int], float]:
+        """Return the factor as a function of the step, for a run of ``steps`` steps."""
+        raise NotImplementedError
+
+
+class LinearDecay(Schedule):
+    """A linear warm-up from 0 to 1, then a linear decay to ``final``.
+
+    Args:
+        warmup: the share of all steps that warm up, in [0, 1).
+        final: the factor at the last step.
+    """
+
+    def __init__(self, warmup: float = 0.05, final: float = 0.0) -> None:
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup is a share of the steps in [0, 1), got {warmup}")
+        self.warmup, self.final = warmup, final
+
+    def factor(self, steps: int) -> Callable[[int], float]:
+        """Return ``min(step / warm, final + (1 - final) * (steps - step) / (steps - warm))``."""
+        warm = round(self.warmup * steps)
+
+        def at(step: int) -> float:
+            if step < warm:
+                return step / warm
+            return self.final + (1 - self.final) * max(0.0, (steps - step) / max(1, steps - warm))
+
+        return at
+
+
+class Constant(Schedule):
+    """The base learning rate throughout."""
+
+    def factor(self, steps: int) -> Callable[[int], float]:
+        """Return the constant 1."""
+        return lambda step: 1.0
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return two groups of the trainable parameters: weights with ``weight_decay``, biases and norms without."""
+    decayed, plain = [], []
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.ndim > 1 else plain).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

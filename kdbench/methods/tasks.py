@@ -1,0 +1,181 @@
+"""What the outputs of a network mean in each task: which rows are scored, by what, and how loyalty is measured."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from kdbench.losses.language import CrossEntropy
+from kdbench.losses.regression import CosineRegression
+from kdbench.methods.objective import Batch, Term
+from kdbench.metrics.loyalty import LabelLoyalty, ProbabilityLoyalty, RegressionLoyalty
+from kdbench.metrics.scores import ClassificationScore, MaskedTokenScore, RegressionScore
+from kdbench.metrics.spans import SpanF1
+
+
+class Task:
+    """How a data module's labels are met by a network's outputs.
+
+    Args:
+        labels: the names of the classes, in the order of their numbers.
+    """
+
+    taps: ClassVar[tuple[str, ...]] = ("logits",)
+    """What evaluation reads of a network, view included where there are several roles."""
+
+    best: ClassVar[str]
+    """The score by which a checkpoint is best, higher is better."""
+
+    def __init__(self, labels: list[str] | None = None) -> None:
+        self.labels = labels or []
+
+    def objective(self) -> dict[str, Term]:
+        """Return the task's own loss on its labels."""
+        return {"task": Term(CrossEntropy(), labels="labels")}
+
+    def views(self, view: str) -> dict[str, str]:
+        """Return ``{role: view}`` of a network whose tokenizer makes ``view``."""
+        return {"inputs": view}
+
+    def predictions(self, outputs: Mapping[str, Tensor], batch: Batch, view: str) -> Tensor:
+        """Return one row of predictions for each thing that is scored."""
+        raise NotImplementedError
+
+    def targets(self, batch: Batch, view: str) -> tuple[Tensor, ...]:
+        """Return what the scores compare the predictions with."""
+        return (batch["labels"],)
+
+    def scores(self) -> dict[str, Metric]:
+        """Return the metrics of the task."""
+        raise NotImplementedError
+
+    def loyalties(self) -> dict[str, Metric]:
+        """Return the metrics that compare a student's predictions with a teacher's; no label enters."""
+        return {
+            "label_loyalty": LabelLoyalty(),
+            "probability_loyalty": ProbabilityLoyalty(log_base="e"),
+            "probability_loyalty_base2": ProbabilityLoyalty(log_base="2"),
+        }
+
+
+class MaskedLanguage(Task):
+    """Masked tokens: accuracy and perplexity over the masked positions of each network's own view."""
+
+    best = "accuracy"
+
+    def objective(self) -> dict[str, Term]:
+        """Return the cross-entropy of the masked tokens."""
+        return {"masked": Term(CrossEntropy(), labels="masked_labels")}
+
+    def predictions(self, outputs: Mapping[str, Tensor], batch: Batch, view: str) -> Tensor:
+        """Return the logits at the masked positions ``[N, V]``."""
+        return outputs["logits"][self._labels(batch, view) != -100]
+
+    def targets(self, batch: Batch, view: str) -> tuple[Tensor, ...]:
+        """Return the masked tokens' own ids ``[N]``."""
+        labels = self._labels(batch, view)
+        return (labels[labels != -100],)
+
+    def scores(self) -> dict[str, Metric]:
+        """Return accuracy, cross-entropy and perplexity."""
+        return {"": MaskedTokenScore()}
+
+    @staticmethod
+    def _labels(batch: Batch, view: str) -> Tensor:
+        return batch["masked_labels" if view == "inputs" else f"masked_labels.{view}"]
+
+
+class Classification(Task):
+    """One class an example: corpus-level accuracy and macro-F1."""
+
+    best = "macro_f1"
+
+    def predictions(self, outputs: Mapping[str, Tensor], batch: Batch, view: str) -> Tensor:
+        """Return the logits ``[B, C]``."""
+        return outputs["logits"]
+
+    def scores(self) -> dict[str, Metric]:
+        """Return accuracy and macro-F1."""
+        return {"": ClassificationScore(len(self.labels))}
+
+
+class Tagging(Task):
+    """One class a word, read at its first piece: corpus-level accuracy and macro-F1; entity F1 for BIO tags."""
+
+    best = "macro_f1"
+
+    def predictions(self, outputs: Mapping[str, Tensor], batch: Batch, view: str) -> Tensor:
+        """Return the logits at the first piece of every word ``[N, C]``, in the order of the text."""
+        first = batch["first_piece" if view == "inputs" else f"first_piece.{view}"]
+        rows, words = torch.nonzero(batch["word_labels"] != -100, as_tuple=True)
+        return outputs["logits"][rows, first[rows, words]]
+
+    def targets(self, batch: Batch, view: str) -> tuple[Tensor, ...]:
+        """Return the words' classes ``[N]`` and the sentence of each word."""
+        labels = batch["word_labels"]
+        rows, words = torch.nonzero(labels != -100, as_tuple=True)
+        return labels[rows, words], rows
+
+    def scores(self) -> dict[str, Metric]:
+        """Return word accuracy and macro-F1, and entity scores when the classes are BIO tags."""
+        found: dict[str, Metric] = {"": WordScore(len(self.labels))}
+        if any(label.startswith("B-") for label in self.labels):
+            found["entity"] = EntityScore(self.labels)
+        return found
+
+
+class WordScore(ClassificationScore):
+    """:class:`ClassificationScore` over words; the sentence of a word does not matter here."""
+
+    def update(self, logits: Tensor, labels: Tensor, sentence: Tensor) -> None:
+        """Count the words ``[N]``."""
+        super().update(logits, labels)
+
+
+class EntityScore(SpanF1):
+    """:class:`SpanF1` of the most probable tag of each word."""
+
+    def update(self, logits: Tensor, labels: Tensor, sentence: Tensor) -> None:
+        """Count the entities of whole sentences."""
+        super().update(logits.argmax(-1), labels, sentence)
+
+
+class Similarity(Task):
+    """A real-valued score of a pair, the scaled cosine of two sentence vectors: Pearson, Spearman."""
+
+    taps = ("first.embedding", "second.embedding")
+    best = "pearson"
+    scale = 5.0
+
+    def objective(self) -> dict[str, Term]:
+        """Return ``(cos(u, v) - score / scale)^2``."""
+        return {"task": Term(CosineRegression(self.scale), student=list(self.taps), labels="labels")}
+
+    def views(self, view: str) -> dict[str, str]:
+        """Return the two sentences' views."""
+        suffix = "" if view == "inputs" else f".{view}"
+        return {"first": f"first{suffix}", "second": f"second{suffix}"}
+
+    def predictions(self, outputs: Mapping[str, Tensor], batch: Batch, view: str) -> Tensor:
+        """Return scores ``[B]`` between -scale and scale."""
+        left, right = outputs["first.embedding"], outputs["second.embedding"]
+        return self.scale * torch.cosine_similarity(left.float(), right.float())
+
+    def scores(self) -> dict[str, Metric]:
+        """Return Pearson, Spearman and the squared error."""
+        return {"": RegressionScore()}
+
+    def loyalties(self) -> dict[str, Metric]:
+        """Return the agreement of the two models' scores."""
+        return {"regression_loyalty": RegressionLoyalty(range=self.scale)}
+
+
+TASKS: dict[str, type[Task]] = {
+    "masked_language": MaskedLanguage,
+    "classification": Classification,
+    "tagging": Tagging,
+    "similarity": Similarity,
+}
+"""The task of a data module by the name that it gives."""

@@ -1,0 +1,50 @@
+"""Which classes a config may name by their short names; read from the source text, so that nothing is imported."""
+
+import ast
+import functools
+from pathlib import Path
+
+from kdbench.errors import UserError, nearest
+
+PACKAGE = Path(__file__).parent.parent
+ROOMS = ("methods", "losses", "models", "data", "metrics", "callbacks")
+TORCH = {
+    "Adam": "torch.optim.Adam",
+    "AdamW": "torch.optim.AdamW",
+    "Adafactor": "torch.optim.Adafactor",
+    "RMSprop": "torch.optim.RMSprop",
+    "SGD": "torch.optim.SGD",
+}
+
+
+@functools.cache
+def _room(room: str) -> dict[str, tuple[str, str]]:
+    """Return ``{class name: (dotted path, first line of its docstring)}`` of one room of the house."""
+    found = {}
+    for file in sorted((PACKAGE / room).rglob("*.py")):
+        dotted = ".".join(("kdbench", *file.relative_to(PACKAGE).with_suffix("").parts))
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                line = (ast.get_docstring(node) or "").partition("\n")[0]
+                found[node.name] = (f"{dotted}.{node.name}", line)
+    return found
+
+
+def classes(*rooms: str) -> dict[str, tuple[str, str]]:
+    """Return ``{short name: (dotted path, one line)}`` of the public classes in ``rooms`` (default: all)."""
+    return {name: entry for room in rooms or ROOMS for name, entry in _room(room).items()}
+
+
+@functools.cache
+def names() -> dict[str, str]:
+    """Return ``{short name: dotted path}`` of everything that a config may name shortly."""
+    return TORCH | {name: path for name, (path, _) in classes().items()}
+
+
+def resolve(name: str) -> str:
+    """Return the dotted path of a class named shortly or in full; raise :class:`UserError` for an unknown short name."""
+    if "." in name:
+        return name
+    if name not in names():
+        raise UserError(f"There is no class '{name}'.{nearest(name, names())}")
+    return names()[name]

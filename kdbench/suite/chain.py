@@ -1,0 +1,147 @@
+"""Chains: what an experiment needs from other experiments, found or still to be fitted, before Lightning starts."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kdbench.data import registry
+from kdbench.errors import UserError
+from kdbench.suite import experiment, runs
+from kdbench.suite.experiment import Config, Experiment
+
+FROM_RUN = "kdbench.models.origins.FromRun"
+FROM_HUB = "kdbench.models.origins.FromHub"
+# What cannot change the result is no part of a run's id. References are compared with a student, never learnt from.
+IDLE = {
+    "trainer": (
+        "logger",
+        "enable_progress_bar",
+        "enable_model_summary",
+        "log_every_n_steps",
+        "default_root_dir",
+        "profiler",
+    ),
+    "model": ("references",),
+    "data": ("num_workers", "eval_batch_size"),
+}
+
+
+@dataclasses.dataclass
+class Stage:
+    """One fit of a chain: its experiment with all overrides, the stages that it is made from, its id and folder."""
+
+    name: str
+    config: Config
+    id: str
+    folder: Path
+    parents: dict[str, "Stage"]
+    """The stages by the place in the config that names them."""
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """The record of the run when it is finished."""
+        return runs.read_record(self.folder)
+
+    def walk(self) -> Iterator["Stage"]:
+        """Yield every stage of the chain once, deepest first, this one last."""
+        seen: set[Path] = set()
+        for parent in self.parents.values():
+            for stage in parent.walk():
+                if stage.folder not in seen:
+                    seen.add(stage.folder)
+                    yield stage
+        yield self
+
+    def hub(self) -> list[str]:
+        """Return every hub id that this stage itself would fetch: networks and data."""
+        ids = [node["init_args"]["name"] for _, node in experiment.nodes(self.config) if node["class_path"] == FROM_HUB]
+        data = arguments(self.config.get("data", {}))
+        if data.get("source") == "hub":
+            ids += registry.hub_ids(data["dataset"])
+        return list(dict.fromkeys(ids))
+
+
+def plan(asked: Experiment, fresh: bool = False, _above: tuple[str, ...] = ()) -> Stage:
+    """Return the chain of an experiment: every stage with its id, its folder and its place in the configs that name it.
+
+    ``stages: {<file stem>: {...}}`` changes a stage anywhere below; a stage inherits ``data.source`` and the ``stages``
+    of the experiment that asks for it; its seed is its own (0 unless its file says otherwise).
+    """
+    if asked.name in _above:
+        raise UserError(f"The experiments name each other in a circle: {' -> '.join((*_above, asked.name))}.")
+    config = copy.deepcopy(asked.config)
+    stages = config.pop("stages", {})
+    config.setdefault("seed_everything", 0)
+    parents = {}
+    for place, node in experiment.nodes(config):
+        found = node.setdefault("init_args", {})
+        if node["class_path"] != FROM_RUN or found.get("run"):
+            continue
+        if not found.get("experiment"):
+            raise UserError(f"{asked.name}: '{place}' is a FromRun without 'experiment': name an experiment file.")
+        stage = _stage_experiment(asked.root, found.pop("experiment"), found.pop("set", {}), stages, config)
+        parents[place] = parent = plan(stage, _above=(*_above, asked.name))
+        found["experiment"], found["run"] = parent.name, str(parent.folder)
+    identity = runs.digest(_identity(asked.name, config, parents))
+    folder = runs.home() / asked.name / identity
+    return Stage(asked.name, config, identity, _attempt(folder, fresh), parents)
+
+
+def arguments(node: Any) -> Config:
+    """Return the ``init_args`` of a class node, or an empty dict."""
+    return node.get("init_args", {}) if isinstance(node, dict) else {}
+
+
+def _stage_experiment(root: Path, file: str, change: Config, stages: Config, above: Config) -> Experiment:
+    path = experiment.find(root, file)
+    stage = experiment.read(path)
+    config = stage.config
+    if stages:
+        config = experiment.merge(config, {"stages": stages})
+    source = arguments(above.get("data")).get("source")
+    if source and "data" in config:
+        config = experiment.override(config, "data.source", source)
+    for changes in (stages.get(path.stem, {}), change):
+        config = _apply(config, changes)
+    return Experiment(stage.name, stage.root, experiment.expand(config))
+
+
+def _apply(config: Config, changes: Config) -> Config:
+    """Lay changes over a config; their keys may be dotted, and class nodes are entered as on the command line."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and "class_path" not in value and "init_args" not in value:
+            config = _apply(config, {f"{key}.{inner}": each for inner, each in value.items()})
+        else:
+            config = experiment.override(config, key, value)
+    return config
+
+
+def _identity(name: str, config: Config, parents: dict[str, Stage]) -> Config:
+    """Return what decides the result: the config without idle keys and paths, the data's content, the parents' ids."""
+    kept = copy.deepcopy(config)
+    for section, keys in IDLE.items():
+        node = kept.get(section, {})
+        for key in keys:
+            (node if section == "trainer" else node.get("init_args", {})).pop(key, None)
+    for _, node in experiment.nodes(kept):
+        if node["class_path"] == FROM_RUN:
+            node["init_args"].pop("run", None)
+    data = arguments(config.get("data"))
+    content = registry.fingerprint(data["dataset"], data.get("source", "embedded")) if "dataset" in data else None
+    made_from = {place: stage.id for place, stage in parents.items() if not _is_idle(place)}
+    return {"name": name, "config": kept, "data": content, "parents": made_from}
+
+
+def _is_idle(place: str) -> bool:
+    section, _, rest = place.partition(".")
+    return rest.partition(".")[0] in IDLE.get(section, ())
+
+
+def _attempt(folder: Path, fresh: bool) -> Path:
+    """Return the newest attempt at a run, or the next one when a fresh start is asked for."""
+    made = runs.attempts(folder)
+    if fresh and runs.read_record(made[-1]) is not None:
+        return folder.with_name(f"{folder.name}-{len(made) + 1}")
+    return made[-1]

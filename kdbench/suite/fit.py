@@ -1,0 +1,262 @@
+"""Fitting, testing and recording the stages of a chain with LightningCLI."""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import platform
+import resource
+import subprocess
+import time
+import warnings
+from argparse import ArgumentError
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from kdbench.callbacks.export import StudentExport
+from kdbench.callbacks.progress import StageProgress
+from kdbench.callbacks.resume import AtomicCheckpoints, LastCheckpoint, RandomStates
+from kdbench.errors import UserError
+from kdbench.methods.base import Distillation
+from kdbench.metrics.speed import compare_speed, parameters, ratio
+from kdbench.suite import check, messages, runs
+from kdbench.suite.chain import Stage, arguments
+
+Record = dict[str, Any]
+
+
+def fit(stage: Stage, wandb: str | None = None, quiet: bool = False, above: str = "") -> Record:
+    """Fit every stage of a chain that is missing, deepest first, and return the record of the last.
+
+    A finished stage is found by its id; one that was interrupted resumes; one whose references are new is tested again.
+    """
+    chain = [each for each in stage.walk() if each.record is None or each is stage]
+    for place, each in enumerate(chain, 1):
+        label = f"{each.name} ({place} of {len(chain)})" if len(chain) > 1 else each.name
+        record = _fit_one(each, above + label, wandb if each is stage else None, quiet)
+    return record
+
+
+def evaluate(stage: Stage, verb: str = "test", quiet: bool = False) -> Record:
+    """Validate or test a finished run anew with the references of its config, and keep what was measured in its record."""
+    if stage.record is None:
+        raise UserError(
+            f"'{stage.name}' has no finished run {stage.id}: run 'kdbench fit' with the same arguments first."
+        )
+    for parent in stage.parents.values():
+        fit(parent, quiet=quiet)
+    with runs.lock(stage.folder), friendly(stage):
+        cli = _build(stage, [], False, quiet)
+        values = _measure(cli, stage, verb)
+        record = stage.record
+        record["metrics"] |= values
+        record["references"] = _references(stage)
+        runs.write_record(stage.folder, record)
+        return record
+
+
+def predict(stage: Stage) -> Path:
+    """Write the student's predictions for the test split to the run folder, a JSON line a row; return the file."""
+    if stage.record is None:
+        raise UserError(
+            f"'{stage.name}' has no finished run {stage.id}: run 'kdbench fit' with the same arguments first."
+        )
+    with friendly(stage):
+        cli = _build(stage, [], False, True)
+        batches = cli.trainer.predict(
+            cli.model, datamodule=cli.datamodule, ckpt_path=str(stage.folder / runs.CHECKPOINT)
+        )
+    rows = [{"id": batch["id"].tolist(), "predictions": batch["predictions"].tolist()} for batch in batches]
+    file = stage.folder / "predictions.jsonl"
+    runs.write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def _fit_one(stage: Stage, label: str, wandb: str | None, quiet: bool) -> Record:
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # the ranks that Lightning starts run this very command again
+    with runs.lock(stage.folder) if first else contextlib.nullcontext():
+        record = stage.record
+        if record is not None and first:
+            known = record.get("references", {})
+            if any(known.get(name) != run for name, run in _references(stage).items()):
+                with friendly(stage):
+                    record["metrics"] |= _measure(_build(stage, [], False, quiet), stage, "test")
+                record["references"] = known | _references(stage)
+                runs.write_record(stage.folder, record)
+            return record
+        with friendly(stage):
+            return _train(stage, label, wandb, quiet)
+
+
+def _train(stage: Stage, label: str, wandb: str | None, quiet: bool) -> Record:
+    checkpoint = stage.folder / runs.CHECKPOINT
+    callbacks = [
+        RandomStates(),
+        LastCheckpoint(checkpoint.parent),
+        StudentExport(stage.folder / runs.STUDENT),
+        *([] if quiet else [StageProgress(label)]),
+    ]
+    runs.write_text(stage.folder / runs.CONFIG, yaml.safe_dump(stage.config, sort_keys=False, allow_unicode=True))
+    loggers = _loggers(stage, wandb)
+    cli = _build(stage, callbacks, loggers, quiet)
+    started = time.time()
+    resumed = checkpoint.exists()
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint) if resumed else None)
+    if cli.trainer.interrupted:
+        raise KeyboardInterrupt
+    seconds = time.time() - started
+    metrics = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
+    metrics |= _measure(cli, stage, "test")
+    record = _record(stage, metrics, seconds, cli, resumed)
+    if cli.trainer.is_global_zero:
+        for logger in loggers:
+            _log_table(logger, record)
+        runs.write_record(stage.folder, record)
+    return record
+
+
+def _measure(cli: LightningCLI, stage: Stage, verb: str) -> dict[str, float]:
+    """Return the scores of all networks, their sizes, and the student's speed against each of the others."""
+    run = cli.trainer.test if verb == "test" else cli.trainer.validate
+    checkpoint = str(stage.folder / runs.CHECKPOINT)
+    (values,) = run(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False)
+    values = {key: float(value) for key, value in values.items()}
+    module: Distillation = cli.model
+    encoders = {}
+    for name, network in module.networks().items():
+        values |= {f"{key}@{name}": float(value) for key, value in parameters(network).items()}
+        encoders[name] = getattr(network, "base_model", network)
+    if len(encoders) > 1 and verb == "test":
+        batch = module.transfer_batch_to_device(cli.datamodule.speed_batch(), module.device, 0)
+        views = {name: batch[next(iter(module.task.views(cli.datamodule.views[name]).values()))] for name in encoders}
+        speeds = compare_speed(encoders, views, repeats=15, warmup=3)
+        values |= {f"seconds@{name}": speed.median for name, speed in speeds.items()}
+        values |= {f"speed_ratio@{name}": ratio(speeds, "student", name) for name in encoders if name != "student"}
+    return values
+
+
+def _build(stage: Stage, callbacks: list[pl.Callback], loggers: list[Logger] | bool, quiet: bool) -> LightningCLI:
+    """Return LightningCLI with everything built; all faults of the config in one :class:`UserError`."""
+    check.check(stage.config)
+    config = {key: value for key, value in stage.config.items() if key not in ("fit", "stages")}
+    defaults = {
+        "callbacks": callbacks,
+        "logger": loggers,
+        "default_root_dir": str(stage.folder),
+        "plugins": [AtomicCheckpoints()],
+        **({"enable_progress_bar": False} if quiet or not callbacks else {}),
+        **({"enable_checkpointing": False} if not callbacks else {}),
+    }
+    try:
+        return LightningCLI(
+            model_class=pl.LightningModule,
+            datamodule_class=pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            trainer_defaults=defaults,
+            parser_kwargs={"exit_on_error": False},
+            run=False,
+            args=config,
+        )
+    except (ArgumentError, ValueError) as error:
+        raise UserError(messages.config_fault(error)) from error
+
+
+def _loggers(stage: Stage, wandb: str | None) -> list[Logger]:
+    """Return the CSV of record, a new file for each attempt to finish the run, and W&B when it is asked for."""
+    logs = stage.folder / "logs"
+    attempt = len(list(logs.glob("*"))) if logs.exists() else 0
+    loggers: list[Logger] = [CSVLogger(logs.parent, name=logs.name, version=f"attempt-{attempt}")]
+    if wandb is not None:
+        from kdbench.callbacks.wandb import wandb_logger
+
+        loggers.append(wandb_logger(wandb, stage.name, stage.folder, stage.config))
+    return loggers
+
+
+def _log_table(logger: Logger, record: Record) -> None:
+    if hasattr(logger, "log_table"):
+        rows = [[name, value] for name, value in record["metrics"].items()]
+        logger.log_table("result", columns=["metric", "value"], data=rows)
+
+
+def _record(stage: Stage, metrics: dict[str, float], seconds: float, cli: LightningCLI, resumed: bool) -> Record:
+    data = arguments(stage.config["data"])
+    return {
+        "experiment": stage.name,
+        "id": stage.id,
+        "seed": stage.config["seed_everything"],
+        "data": {"dataset": data.get("dataset"), "source": data.get("source", "embedded")},
+        "parents": {place: f"{parent.name}/{parent.folder.name}" for place, parent in stage.parents.items()},
+        "references": _references(stage),
+        "metrics": metrics,
+        "steps": cli.trainer.global_step,
+        "seconds": round(seconds, 2),
+        "resumed": resumed,
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "hardware": {
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+            "processes": cli.trainer.world_size,
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {name: version(name) for name in ("kdbench", "torch", "lightning", "transformers", "torchmetrics")},
+        "source_version": _source_version(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _references(stage: Stage) -> dict[str, str]:
+    """Return what each reference of the config is: the run or folder that the student is compared with."""
+    found = arguments(stage.config["model"]).get("references") or {}
+    return {name: each if isinstance(each, str) else runs.digest(each) for name, each in found.items()}
+
+
+def _source_version() -> str | None:
+    """Return the commit of the source tree, when it is a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@contextlib.contextmanager
+def friendly(stage: Stage) -> Iterator[None]:
+    """Quieten Lightning's advertisements, and tell a full disk or a foreign checkpoint in one sentence."""
+    talkers = [
+        logging.getLogger(name)
+        for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    ]
+    levels = [talker.level for talker in talkers]
+    try:
+        for talker in talkers:
+            talker.setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            for pattern in messages.IDLE_WARNINGS:
+                warnings.filterwarnings("ignore", pattern)
+            yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise UserError(
+                f"The run folder '{stage.folder}' cannot be written: {error.strerror}. What lay there before is intact; "
+                "the same command resumes it."
+            ) from error
+        raise
+    except RuntimeError as error:
+        if fault := messages.runtime_fault(error):
+            raise UserError(f"{stage.name}: {fault}") from error
+        raise
+    finally:
+        for talker, level in zip(talkers, levels, strict=True):
+            talker.setLevel(level)

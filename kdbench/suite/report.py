@@ -1,0 +1,127 @@
+"""What the terminal shows: plans, results, lists."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from kdbench.errors import UserError, nearest
+from kdbench.suite import catalogue
+from kdbench.suite.chain import Stage
+
+PERCENT = ("accuracy", "macro_f1", "micro_f1", "precision", "recall", "loyalty", "pearson", "spearman", "one_minus_mae")
+ROWS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "entity_macro_f1": "entity macro-F1",
+    "entity_micro_f1": "entity micro-F1",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "perplexity": "perplexity",
+    "label_loyalty": "label loyalty of the student",
+    "probability_loyalty": "probability loyalty (base e)",
+    "regression_loyalty_pearson": "regression loyalty (Pearson)",
+    "parameters": "parameters",
+    "megabytes": "size, MB",
+    "seconds": "forward pass of the encoder, ms",
+    "speed_ratio": "the student is faster by",
+}
+
+
+def console() -> Console:
+    """Return a console as wide as a table needs when nobody looks at a terminal."""
+    found = Console()
+    return found if found.is_terminal else Console(width=120)
+
+
+def show_plan(stage: Stage) -> None:
+    """Print the chain, deepest first: what is found, what would be fitted, what would be fetched."""
+    out = console()
+    for place, each in enumerate(stage.walk(), 1):
+        state = "found" if each.record is not None else "to fit"
+        out.print(f"{place}. {each.name}  [bold]{state}[/]  {each.folder}", highlight=False, soft_wrap=True)
+        for name in each.hub():
+            out.print(f"     would fetch from the hub: {name}", highlight=False, soft_wrap=True)
+
+
+def show_record(record: dict[str, Any], folder: Path, found: bool) -> None:
+    """Print what a run measured, the networks side by side, and where it lies."""
+    metrics = {name.removeprefix("test/"): value for name, value in record["metrics"].items()}
+    networks = list(
+        dict.fromkeys(
+            name.partition("@")[2] for name in metrics if "@" in name and not name.startswith(("val/", "train/"))
+        )
+    )
+    networks.sort(key=lambda name: name != "student")
+    table = Table(title=record["experiment"], title_justify="left")
+    table.add_column("")
+    for name in networks:
+        table.add_column(name, justify="right")
+    for key, label in ROWS.items():
+        cells = [shown(key, metrics.get(f"{key}@{name}")) for name in networks]
+        if any(cells):
+            table.add_row(label, *cells)
+    out = console()
+    out.print(table)
+    if record["data"]["source"] == "embedded":
+        out.print("These figures rest on embedded (generated) data.")
+    if found:
+        out.print("This run was finished before; --fresh makes a new attempt.")
+    out.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+
+
+def shown(key: str, value: float | None) -> str:
+    """Return a metric as people read it: scores times 100, parameters in millions, seconds in milliseconds."""
+    if value is None:
+        return ""
+    if any(key.endswith(each) or each in key for each in PERCENT):
+        return f"{100 * value:.2f}"
+    if key == "parameters":
+        return f"{value / 1e6:.2f} M"
+    if key == "seconds":
+        return f"{1000 * value:.2f}"
+    return f"{value:.2f}x" if key == "speed_ratio" else f"{value:.2f}"
+
+
+def show_list(what: str | None) -> None:
+    """Print papers, data sets or classes, each with one line."""
+    kinds = ("papers", "data", *catalogue.ROOMS)
+    if what is not None and what not in kinds:
+        raise UserError(f"There is no list of '{what}'.{nearest(what, kinds)} There are: {', '.join(kinds)}.")
+    out = console()
+    for kind in (what,) if what else ("papers", "data", "methods", "losses", "models", "metrics"):
+        rows = _papers() if kind == "papers" else _data() if kind == "data" else _classes(kind)
+        out.print(f"[bold]{kind}[/]")
+        for name, line in rows:
+            out.print(f"  {name:<28} {line}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _papers() -> list[tuple[str, str]]:
+    found = []
+    for file in sorted(Path("experiments").glob("*.yaml")):
+        comment = re.match(r"#\s*(.*)", file.read_text(encoding="utf-8"))
+        found.append((str(file), comment.group(1) if comment else ""))
+    return found or [("(none here)", "run this in a folder that holds experiments/")]
+
+
+def _data() -> list[tuple[str, str]]:
+    from kdbench.data import registry
+
+    return [(name, f"{card.task}: {card.description}") for name, card in registry.CARDS.items()]
+
+
+def _classes(room: str) -> list[tuple[str, str]]:
+    return [(name, line) for name, (_, line) in sorted(catalogue.classes(room).items())]
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Return the content of a YAML file of the suite."""
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"There is no '{file}'.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"'{file}' is not YAML: {error}.") from None

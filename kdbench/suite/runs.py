@@ -1,0 +1,89 @@
+"""Run folders: ``runs/<experiment>/<id>/`` with the config, the checkpoints, the student and the record.
+
+The id is a hash of what can change the result, so the same command finds its own run again.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kdbench.errors import UserError
+
+RECORD = "record.json"
+CONFIG = "config.yaml"
+CHECKPOINT = "checkpoints/last.ckpt"
+STUDENT = "student"
+
+
+def home() -> Path:
+    """Return the folder that holds all runs: ``$KDBENCH_RUNS``, else ``runs`` in the current folder."""
+    return Path(os.environ.get("KDBENCH_RUNS", "runs"))
+
+
+def digest(value: Any, length: int = 10) -> str:
+    """Return the first ``length`` hex digits of the SHA-256 of ``value`` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Return the record of a finished run, or None when the run is unfinished or absent."""
+    try:
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(f"The record '{folder / RECORD}' is damaged; remove it and the run is finished anew.") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: to a temporary neighbour, to the disk, then renamed over ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write the record of a run, whole or not at all. A NaN becomes null: it never reaches a leaderboard."""
+    write_text(folder / RECORD, json.dumps(_without_nan(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run; a second process waits here until the first has ended, however it ended."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"The run folder '{folder}' cannot be written: {error.strerror}.") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def attempts(folder: Path) -> list[Path]:
+    """Return the folders of a run id, oldest first: the run itself and what ``--fresh`` made after it."""
+    later = [path for path in folder.parent.glob(f"{folder.name}-*") if path.name.rpartition("-")[2].isdigit()]
+    return [folder, *sorted(later, key=lambda path: int(path.name.rpartition("-")[2]))]
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and value - value != 0 else value
