@@ -12,6 +12,8 @@ import lightning.pytorch as pl
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from kdbench.models.origins import quiet
+
 
 class StudentExport(pl.Callback):
     """Saves the student and its tokenizer when training has ended.
@@ -34,7 +36,7 @@ def save_network(
     folder: Path, network: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None, card: str | None = None
 ) -> None:
     """Write weights (safetensors), config, tokenizer and model card to ``folder``, whole or not at all."""
-    with _replaced(folder) as temporary:
+    with _replaced(folder) as temporary, quiet():
         network.save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)

@@ -5,7 +5,7 @@ softmax(z_s / T)`` the student; natural logarithm; sum over classes, mean over r
 teacher without gradient. True divergences: 0 at equality.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -128,15 +128,12 @@ def fold_logits(logits: Tensor, groups: Tensor, size: int, temperature: float = 
         ``[N, size]`` with ``softmax(out / T)`` the folded distribution.
     """
     check_temperature(temperature)
-    kept = groups >= 0
-    scaled = at_least_float32(logits)[:, kept] / temperature
-    members = groups[kept].expand(len(logits), -1)
-    highest = scaled.new_full((len(logits), size), -torch.inf).scatter_reduce(1, members, scaled.detach(), "amax")
-    safe = highest.masked_fill(highest == -torch.inf, 0.0)
-    total = scaled.new_zeros(len(logits), size).scatter_add(1, members, (scaled - safe.gather(1, members)).exp())
-    empty = torch.zeros(size, dtype=torch.bool, device=logits.device).index_fill(0, groups[kept], True).logical_not()
-    folded = total.masked_fill(empty, 1.0).log() + safe
-    return temperature * folded.masked_fill(empty, -torch.inf)
+    scaled = at_least_float32(logits) / temperature
+    folded = scaled.new_full((len(logits), size), -torch.inf)
+    for place, (members, targets) in enumerate(_rounds(groups)):
+        values = scaled[:, members]
+        folded = folded.index_copy(1, targets, torch.logaddexp(folded[:, targets], values) if place else values)
+    return temperature * folded
 
 
 class KLDivergence(RowLoss):
@@ -214,6 +211,16 @@ def _logs(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor,
         )
     log_q = log_softmax(at_least_float32(student) / temperature, -1)
     return log_q, log_softmax(at_least_float32(teacher.detach()) / temperature, -1)
+
+
+def _rounds(groups: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield ``(classes, groups)`` so that each round names a group at most once: the first member, the second, ..."""
+    members = torch.nonzero(groups >= 0).squeeze(1)
+    targets, order = groups[members].sort(stable=True)
+    members = members[order]
+    place = torch.arange(len(targets), device=groups.device) - torch.searchsorted(targets, targets)
+    for turn in range(int(place.max()) + 1 if len(place) else 0):
+        yield members[place == turn], targets[place == turn]
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:

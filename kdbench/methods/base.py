@@ -209,7 +209,7 @@ class Distillation(pl.LightningModule):
             values |= {f"train/{name}_weighted": value for name, value in weighted.items()}
             self.log_dict(values, batch_size=len(batch["id"]))
             self.log("train/loss", total, prog_bar=True, batch_size=len(batch["id"]))
-            self._warn_of_small_terms({name: abs(float(value)) for name, value in weighted.items()})
+            self._warn_of_small_terms({name: abs(float(value.detach())) for name, value in weighted.items()})
         return total
 
     def check_finite(self) -> None:

@@ -37,7 +37,7 @@ class Origin:
     def build(self, facts: Facts | None = None) -> nn.Module:
         """Return the network, after the surgeries."""
         facts = facts or Facts()
-        with _quiet():
+        with quiet():
             network = self._make(facts)
             for surgery in self.then:
                 network = surgery(network, facts)
@@ -214,7 +214,7 @@ def _from_hub(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' bars and advice while a network is made; nothing of it stays."""
     talker = logging.getLogger("transformers")
     level, bars = talker.level, transformers.utils.logging.is_progress_bar_enabled()

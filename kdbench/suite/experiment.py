@@ -18,6 +18,7 @@ from kdbench.errors import UserError, nearest
 from kdbench.suite import catalogue
 
 Config = dict[str, Any]
+DEFAULTS = Path(__file__).parent.parent / "defaults.yaml"
 TOP = ("base", "model", "data", "trainer", "seed_everything", "stages", "fit")
 
 
@@ -33,7 +34,7 @@ class Experiment:
 def read(*files: str | Path, overrides: list[tuple[str, Any]] | None = None) -> Experiment:
     """Read the first file, lay the others over it, apply the dotted ``overrides``; the first one gives the name."""
     first = Path(files[0])
-    config: Config = {}
+    config: Config = _load(DEFAULTS)
     for file in files:
         config = merge(config, _read_with_base(Path(file)))
     for key, value in overrides or []:

@@ -5,6 +5,8 @@ import re
 from kdbench.errors import nearest
 
 IDLE_WARNINGS = (
+    r"\s*Unable to serialize instance",
+    "LightningCLI's args parameter is intended",
     ".*does not have many workers.*",
     ".*GPU available but not used.*",
     ".*The number of training batches .* is smaller than the logging interval.*",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -56,8 +57,8 @@ def show_record(record: dict[str, Any], folder: Path, found: bool) -> None:
         )
     )
     networks.sort(key=lambda name: name != "student")
-    table = Table(title=record["experiment"], title_justify="left")
-    table.add_column("")
+    table = Table(box=SIMPLE)
+    table.add_column(record["experiment"])
     for name in networks:
         table.add_column(name, justify="right")
     for key, label in ROWS.items():
