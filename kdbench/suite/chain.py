@@ -63,14 +63,16 @@ class Stage:
         return list(dict.fromkeys(ids))
 
 
-def plan(asked: Experiment, fresh: bool = False, _above: tuple[str, ...] = ()) -> Stage:
+def plan(asked: Experiment, fresh: bool = False, _above: tuple[tuple[str, str], ...] = ()) -> Stage:
     """Return the chain of an experiment: every stage with its id, its folder and its place in the configs that name it.
 
     ``stages: {<file stem>: {...}}`` changes a stage anywhere below; a stage inherits ``data.source`` and the ``stages``
     of the experiment that asks for it; its seed is its own (0 unless its file says otherwise).
     """
-    if asked.name in _above:
-        raise UserError(f"The experiments name each other in a circle: {' -> '.join((*_above, asked.name))}.")
+    mark = (asked.name, runs.digest(asked.config))  # an experiment may name itself with other settings
+    if mark in _above:
+        names = [name for name, _ in (*_above, mark)]
+        raise UserError(f"The experiments name each other in a circle: {' -> '.join(names)}.")
     config = copy.deepcopy(asked.config)
     stages = config.pop("stages", {})
     config.setdefault("seed_everything", 0)
@@ -82,7 +84,7 @@ def plan(asked: Experiment, fresh: bool = False, _above: tuple[str, ...] = ()) -
         if not found.get("experiment"):
             raise UserError(f"{asked.name}: '{place}' is a FromRun without 'experiment': name an experiment file.")
         stage = _stage_experiment(asked.root, found.pop("experiment"), found.pop("set", {}), stages, config)
-        parents[place] = parent = plan(stage, _above=(*_above, asked.name))
+        parents[place] = parent = plan(stage, _above=(*_above, mark))
         found["experiment"], found["run"] = parent.name, str(parent.folder)
     identity = runs.digest(_identity(asked.name, config, parents))
     folder = runs.home() / asked.name / identity
