@@ -4,6 +4,7 @@ A batch is a plain dict: ``id`` (row number in its split), ``draw`` (which rando
 view a tokenizer: ``inputs`` is the student's, a network with another vocabulary has a view of its own name.
 """
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -100,7 +101,8 @@ class TextData(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read the rows, settle the tokenizers of all networks, encode every split that is needed."""
         if not self.views:
-            self.rows = {split: registry.load(self.dataset, self.source, split) for split in registry.SPLITS}
+            content = registry.fingerprint(self.dataset, self.source)
+            self.rows = {split: _rows(self.dataset, self.source, split, content) for split in registry.SPLITS}
             self.labels = self.read_labels(self.rows)
             self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
             self._settle_tokenizers()
@@ -550,6 +552,12 @@ class TextSimilarity(LabelledText):
         """Return both texts' views and the scores ``[B]``."""
         batch = self.as_batch(split, chosen, ["first", "second"])
         return batch | {"labels": torch.tensor([item["score"] for item, _ in chosen])}
+
+
+@functools.lru_cache(maxsize=24)
+def _rows(dataset: str, source: str, split: str, content: str) -> list[Row]:
+    """Return the rows of a split, read once in a process that fits many runs; ``content`` is their fingerprint."""
+    return registry.load(dataset, source, split)
 
 
 def pad(arrays: Sequence[np.ndarray], value: int) -> np.ndarray:
