@@ -33,7 +33,6 @@ SPLITS_OF = {
 """The splits that a stage of Lightning needs; the training rows always, for the vocabulary and its counts."""
 
 
-
 class TextData(pl.LightningDataModule):
     """What all text data share: rows of a registered data set, one view a tokenizer, length-grouped batches.
 

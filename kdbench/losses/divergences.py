@@ -161,9 +161,7 @@ class SoftCrossEntropy(RowLoss):
 
     def per_row(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the cross-entropy of each row."""
-        return soft_cross_entropy(
-            student, target, self.temperature, self.square_temperature, self.class_mean, "none"
-        )
+        return soft_cross_entropy(student, target, self.temperature, self.square_temperature, self.class_mean, "none")
 
 
 class JensenShannon(RowLoss):

@@ -27,7 +27,7 @@ def masked_token_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: 
     logits, labels = logits[chosen], labels[chosen]
     if len(labels) == 0:
         return logits.sum() * 0.0
-    if labels.device.type == "cpu" and not (0 <= int(labels.min()) and int(labels.max()) < logits.shape[-1]):
+    if labels.device.type == "cpu" and not (int(labels.min()) >= 0 and int(labels.max()) < logits.shape[-1]):
         worst = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
         raise ValueError(f"the label {worst} is outside the {logits.shape[-1]} classes")
     return cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing)

@@ -20,7 +20,10 @@ def layer_map(teacher_layers: int, student_layers: int, kind: Kind = "even") -> 
         if student_layers == 1:
             return [0]
         # round half up: Python's round would send 2.5 to 2 and 7.5 to 8
-        return [(2 * i * (teacher_layers - 1) + student_layers - 1) // (2 * (student_layers - 1)) for i in range(student_layers)]
+        return [
+            (2 * i * (teacher_layers - 1) + student_layers - 1) // (2 * (student_layers - 1))
+            for i in range(student_layers)
+        ]
     if kind == "first":
         return list(range(student_layers))
     if kind == "last":

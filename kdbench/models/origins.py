@@ -156,13 +156,15 @@ class FromRun(Origin):
         experiment: str,
         file: str = "student",
         run: str | None = None,
-        set: dict[str, Any] | None = None,  # noqa: A002 - the word of the YAML
+        set: dict[str, Any] | None = None,
         architecture: str | None = None,
         then: list[Surgery] | None = None,
     ) -> None:
         super().__init__(then)
         if run is None:
-            raise ValueError(f"the run of '{experiment}' is not known here: start with 'kdbench fit', which resolves the chain")
+            raise ValueError(
+                f"the run of '{experiment}' is not known here: start with 'kdbench fit', which resolves the chain"
+            )
         self.folder = FromFolder(str(Path(run) / file), architecture)
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -210,7 +212,9 @@ def _from_hub(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"'{name}' cannot be fetched from the hub: check the id and the network, or use a local folder.") from error
+        raise UserError(
+            f"'{name}' cannot be fetched from the hub: check the id and the network, or use a local folder."
+        ) from error
 
 
 @contextlib.contextmanager

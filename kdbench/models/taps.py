@@ -70,7 +70,9 @@ class Taps:
                 self._values[name] = value[0] if isinstance(value, tuple) else value
 
         if side == "input":
-            hook = module.register_forward_pre_hook(lambda _, args, kwargs: keep(args or next(iter(kwargs.values()))), with_kwargs=True)
+            hook = module.register_forward_pre_hook(
+                lambda _, args, kwargs: keep(args or next(iter(kwargs.values()))), with_kwargs=True
+            )
         else:
             hook = module.register_forward_hook(lambda _, args, output: keep(output))
         self._handles.append(hook)
@@ -96,7 +98,9 @@ class Taps:
         blocks = transformer_blocks(self.network)
         count = len(blocks) + (kind == "hidden_states")
         if not -count <= index < count:
-            raise UserError(f"The tap '{name}' is out of range: {type(self.network).__name__} has {len(blocks)} layers.")
+            raise UserError(
+                f"The tap '{name}' is out of range: {type(self.network).__name__} has {len(blocks)} layers."
+            )
         place = index % count
         if kind == "hidden_states":
             if place == 0:
@@ -107,7 +111,9 @@ class Taps:
             module = dict(blocks[place].named_modules()).get(path)
             if module is not None:
                 return module, "output"
-        raise UserError(f"'{name}': the attention of {type(self.network).__name__} has no projection of its own for it.")
+        raise UserError(
+            f"'{name}': the attention of {type(self.network).__name__} has no projection of its own for it."
+        )
 
     def _unknown(self, name: str, known: Iterable[str]) -> str:
         names = [each for each in (*known, "logits", "hidden_states.-1", "embedding") if each]
@@ -126,7 +132,9 @@ def transformer_blocks(network: nn.Module) -> nn.ModuleList:
         and any("attention" in name.lower() or "attn" in name.lower() for name, _ in module[0].named_modules())
     ]  # fmt: skip
     if not lists:
-        raise UserError(f"{type(network).__name__} has no list of transformer blocks, so its layers cannot be numbered.")
+        raise UserError(
+            f"{type(network).__name__} has no list of transformer blocks, so its layers cannot be numbered."
+        )
     return max(lists, key=len)
 
 

@@ -48,6 +48,6 @@ def runtime_fault(error: RuntimeError) -> str | None:
     if "Error(s) in loading state_dict" in text:
         first = next((line.strip() for line in text.splitlines()[1:] if line.strip()), "")
         return f"the checkpoint belongs to another architecture ({first}): start with --fresh."
-    if "No space left" in text or "enforce fail" in text and "write" in text:
+    if "No space left" in text or ("enforce fail" in text and "write" in text):
         return "the disk is full; what lay in the run folder before is intact, and the same command resumes it."
     return None

@@ -163,9 +163,7 @@ def test_folding_sums_probabilities_and_a_certain_teacher_costs_no_nan():
 
 
 def test_folding_by_the_identity_changes_nothing():
-    torch.testing.assert_close(
-        d.fold_logits(STUDENT, torch.arange(3), 3, 2.0).softmax(-1), STUDENT.softmax(-1)
-    )
+    torch.testing.assert_close(d.fold_logits(STUDENT, torch.arange(3), 3, 2.0).softmax(-1), STUDENT.softmax(-1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -109,5 +109,5 @@ def test_a_missing_file_names_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "distilbert_ro.yaml").write_text("model: {}\n")
-    with pytest.raises(UserError, match="Did you mean 'experiments/distilbert_ro.yaml'"):
+    with pytest.raises(UserError, match=r"Did you mean 'experiments/distilbert_ro\.yaml'"):
         experiment.read("experiments/distilbert_rs.yaml")

@@ -166,10 +166,17 @@ def _tokens(dice: _Dice) -> list[Token]:
     tokens = _clause(dice)
     if dice.chance(0.3):
         joint = dice.of(
-            (("și", "CCONJ", "Crssp"), ("dar", "CCONJ", "Ccssp"), ("pentru că", "SCONJ", "Csssp"), ("când", "SCONJ", "Csssp"))
+            (
+                ("și", "CCONJ", "Crssp"),
+                ("dar", "CCONJ", "Ccssp"),
+                ("pentru că", "SCONJ", "Csssp"),
+                ("când", "SCONJ", "Csssp"),
+            )
         )
         words = joint[0].split()
-        tokens += [(word, "ADP" if word == "pentru" else joint[1], "Spsa" if word == "pentru" else joint[2]) for word in words]
+        tokens += [
+            (word, "ADP" if word == "pentru" else joint[1], "Spsa" if word == "pentru" else joint[2]) for word in words
+        ]
         tokens += _clause(dice)
     end = dice.of((".", ".", ".", ".", "!", "?"))
     first, *rest = tokens

@@ -16,9 +16,47 @@ drum drumul drumuri drumurile n | ziar ziarul ziare ziarele n | film filmul film
 birou biroul birouri birourile n | spital spitalul spitale spitalele n | magazin magazinul magazine magazinele n
 caiet caietul caiete caietele n | pod podul poduri podurile n | tablou tabloul tablouri tablourile n
 """
-PEOPLE = ("băiat", "copil", "profesor", "medic", "student", "vecin", "fermier", "scriitor", "prieten", "fată", "profesoară")
-PLACES = ("casă", "școală", "grădină", "pădure", "bibliotecă", "piață", "cameră", "oraș", "sat", "parc", "spital", "magazin")
-THINGS = ("carte", "mașină", "scrisoare", "floare", "fereastră", "poveste", "tren", "ziar", "film", "telefon", "caiet", "tablou")
+PEOPLE = (
+    "băiat",
+    "copil",
+    "profesor",
+    "medic",
+    "student",
+    "vecin",
+    "fermier",
+    "scriitor",
+    "prieten",
+    "fată",
+    "profesoară",
+)
+PLACES = (
+    "casă",
+    "școală",
+    "grădină",
+    "pădure",
+    "bibliotecă",
+    "piață",
+    "cameră",
+    "oraș",
+    "sat",
+    "parc",
+    "spital",
+    "magazin",
+)
+THINGS = (
+    "carte",
+    "mașină",
+    "scrisoare",
+    "floare",
+    "fereastră",
+    "poveste",
+    "tren",
+    "ziar",
+    "film",
+    "telefon",
+    "caiet",
+    "tablou",
+)
 
 # present third person singular, plural, participle
 VERBS = """
@@ -34,11 +72,43 @@ liniștit liniștită liniștiți liniștite | celebru celebră celebri celebre 
 """
 ADVERBS = ("repede", "încet", "astăzi", "ieri", "mereu", "uneori", "adesea", "aici", "acolo", "bine", "imediat", "rar")
 PREPOSITIONS = ("în", "din", "lângă", "prin", "spre", "despre")
-FIRST_NAMES = ("Ion", "Maria", "Andrei", "Elena", "Mihai", "Ana", "Ștefan", "Ioana", "Vasile", "Cristina", "Radu", "Ileana")
+FIRST_NAMES = (
+    "Ion",
+    "Maria",
+    "Andrei",
+    "Elena",
+    "Mihai",
+    "Ana",
+    "Ștefan",
+    "Ioana",
+    "Vasile",
+    "Cristina",
+    "Radu",
+    "Ileana",
+)
 LAST_NAMES = ("Popescu", "Ionescu", "Dumitru", "Stan", "Munteanu", "Rusu", "Țurcanu", "Moraru", "Georgescu", "Lupu")
-CITIES = ("București", "Cluj-Napoca", "Iași", "Chișinău", "Brașov", "Timișoara", "Bălți", "Constanța", "Sibiu", "Oradea")
+CITIES = (
+    "București",
+    "Cluj-Napoca",
+    "Iași",
+    "Chișinău",
+    "Brașov",
+    "Timișoara",
+    "Bălți",
+    "Constanța",
+    "Sibiu",
+    "Oradea",
+)
 NATURE = ("Dunăre", "Prut", "Carpați", "Bărăgan", "Nistru", "Ceahlău")
-COMPANIES = ("Dacia", "Petrom", "Academia Română", "Banca Națională", "Radio România", "Moldtelecom", "Teatrul Național")
+COMPANIES = (
+    "Dacia",
+    "Petrom",
+    "Academia Română",
+    "Banca Națională",
+    "Radio România",
+    "Moldtelecom",
+    "Teatrul Național",
+)
 MONTHS = ("ianuarie", "martie", "aprilie", "mai", "iunie", "septembrie", "octombrie", "decembrie")
 NUMBERS = {"m": ("doi", "trei", "patru", "cinci", "zece"), "f": ("două", "trei", "patru", "cinci", "zece")}
 SYNONYMS = {
@@ -53,8 +123,23 @@ OPINIONS = {
     4: (("bun", "mulțumit", "recomand", "util"), ("își face treaba bine", "este bun pentru prețul lui", "merge bine, cu mici lipsuri", "este aproape cum speram")),
     5: (("excelent", "perfect", "minunat", "superb"), ("este cel mai bun cumpărat vreodată", "funcționează perfect", "depășește toate așteptările", "este o adevărată bijuterie")),
 }  # fmt: skip
-PRODUCTS = ("telefonul", "aspiratorul", "televizorul", "fierul de călcat", "ceasul", "laptopul", "cuptorul", "aparatul foto")
-NEUTRAL = ("am comandat acum o lună", "livrarea a durat două zile", "l-am luat pentru mama", "îl folosesc zilnic", "a venit în cutie")
+PRODUCTS = (
+    "telefonul",
+    "aspiratorul",
+    "televizorul",
+    "fierul de călcat",
+    "ceasul",
+    "laptopul",
+    "cuptorul",
+    "aparatul foto",
+)
+NEUTRAL = (
+    "am comandat acum o lună",
+    "livrarea a durat două zile",
+    "l-am luat pentru mama",
+    "îl folosesc zilnic",
+    "a venit în cutie",
+)
 # Romanian, Moldavian
 REGIONAL = (
     ("microbuzul", "rutiera"), ("pepene", "harbuz"), ("porumb", "popușoi"), ("varză", "curechi"), ("cartofi", "barabule"),
