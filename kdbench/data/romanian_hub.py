@@ -56,7 +56,7 @@ def moroco_rows(base: str, name: str, split: str) -> list[Row]:
     samples, labels = (
         [
             line["text"].partition("\t")
-            for line in _load(name, "text", split=split, data_files={split: f"{base}/{split}_{part}.txt"})
+            for line in _load(name, "text", split, data_files={split: f"{base}/{split}_{part}.txt"})
         ]
         for part in ("samples", "dialect_labels")
     )
@@ -73,7 +73,7 @@ def moroco_rows(base: str, name: str, split: str) -> list[Row]:
 
 def _fetch(hub: Hub, split: str) -> Iterator[tuple[str, Row]]:
     """Yield where a row is and the row, class numbers as their names."""
-    table = _load(hub.id, hub.id, split=split, data_dir=hub.config, revision=hub.revision)
+    table = _load(hub.id, hub.id, split, data_dir=hub.config, revision=hub.revision)
     named = {column: feature for column in table.features if (feature := _names(table.features[column])) is not None}
     for place, row in enumerate(table):
         decoded = {column: feature.int2str(row[column]) for column, feature in named.items()}
@@ -86,15 +86,20 @@ def _names(feature: Any) -> Any:
     return inner if hasattr(inner, "int2str") else None
 
 
-def _load(name: str, path: str, split: str, **where: Any) -> Any:
+def _load(
+    name: str,
+    path: str,
+    split: str,
+    data_dir: str | None = None,
+    data_files: dict[str, str] | None = None,
+    revision: str | None = None,
+) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(path, split=split, **where)
-    except (
-        Exception
-    ) as error:  # the client raises its own, httpx's, fsspec's and the system's errors without a common base
+        return datasets.load_dataset(path, data_dir=data_dir, data_files=data_files, revision=revision, split=split)
+    except Exception as error:  # the client's own, httpx's, fsspec's and the system's errors have no common base
         raise UserError(
-            f"The data set '{name}' could not be fetched ({type(error).__name__}): connect this machine to the network, "
-            "or choose the source embedded or local."
+            f"The data set '{name}' could not be fetched ({type(error).__name__}): "
+            "connect this machine to the network, or choose the source embedded or local."
         ) from error
