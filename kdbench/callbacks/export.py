@@ -1,7 +1,6 @@
 """The product of a run: the student as a folder that plain transformers loads."""
 
 import contextlib
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -46,7 +45,8 @@ def save_network(
 
 def model_card(record: dict[str, Any], network: nn.Module) -> str:
     """Return a model card: what the network is, where it came from, what was measured."""
-    metrics = "\n".join(f"| {name} | {value} |" for name, value in record["metrics"].items())
+    kept = {name: value for name, value in record["metrics"].items() if not name.startswith(("train/", "val/"))}
+    metrics = "\n".join(f"| {name.removeprefix('test/')} | {value} |" for name, value in kept.items())
     made_from = "\n".join(f"- {place}: {run}" for place, run in record["parents"].items()) or "- nothing"
     source = record["data"]["source"]
     warning = "These figures rest on embedded (generated) data.\n\n" if source == "embedded" else ""
@@ -66,7 +66,7 @@ Made from:
 |---|---|
 {metrics}
 
-Settings: `{json.dumps(record["versions"])}`
+Versions: {", ".join(f"{name} {number}" for name, number in record["versions"].items())}
 """
 
 

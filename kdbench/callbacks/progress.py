@@ -18,6 +18,14 @@ class StageProgress(TQDMProgressBar):
         super().__init__(refresh_rate=20)
         self.label = label
 
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Return what the bar shows: the loss, without the logger's version."""
+        shown = super().get_metrics(trainer, pl_module)
+        shown.pop("v_num", None)
+        return shown
+
     def init_train_tqdm(self) -> tqdm:
         """Return a bar without a line of its own for each epoch."""
         bar = super().init_train_tqdm()

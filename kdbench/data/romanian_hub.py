@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from huggingface_hub.constants import HF_HUB_OFFLINE
+
 from kdbench.data.normalise import clean
 from kdbench.data.registry import Hub, Row
 from kdbench.data.romanian import damaged, dialect_row, entity_row, held_out, pair_row, review_row, tagged_row
@@ -47,6 +49,8 @@ def hub_rosts(hub: Hub, split: str) -> list[Row]:
 
 def hub_moroco(hub: Hub, split: str) -> list[Row]:
     """Return the published split from the authors' repository: the set on the hub has topics but no dialects."""
+    if HF_HUB_OFFLINE:  # the datasets library obeys it for the hub alone
+        raise _unreachable(hub.id, "HF_HUB_OFFLINE is set")
     repository = hub.id.removeprefix("github.com/")
     return moroco_rows(f"https://raw.githubusercontent.com/{repository}/{hub.revision}/{hub.config}", hub.id, split)
 
@@ -99,7 +103,11 @@ def _load(
     try:
         return datasets.load_dataset(path, data_dir=data_dir, data_files=data_files, revision=revision, split=split)
     except Exception as error:  # the client's own, httpx's, fsspec's and the system's errors have no common base
-        raise UserError(
-            f"The data set '{name}' could not be fetched ({type(error).__name__}): "
-            "connect this machine to the network, or choose the source embedded or local."
-        ) from error
+        raise _unreachable(name, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
+
+
+def _unreachable(name: str, why: str) -> UserError:
+    return UserError(
+        f"The data set '{name}' could not be fetched ({why}): "
+        "connect this machine to the network, or choose the source embedded or local."
+    )

@@ -1,6 +1,6 @@
 """The base of every method family: a student, its teachers, and the objective that says what the student has to match."""
 
-import warnings
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,6 +14,8 @@ from kdbench.methods.optimizers import LinearDecay, Schedule, parameter_groups
 from kdbench.methods.tasks import TASKS
 from kdbench.models.origins import Facts, FromFolder, Origin
 from kdbench.models.taps import Taps, check_view
+
+log = logging.getLogger(__name__)
 
 Optimizer = Callable[[Iterable], torch.optim.Optimizer]
 
@@ -232,10 +234,11 @@ class Distillation(pl.LightningModule):
         small = [name for name, value in weighted.items() if self.objective.terms[name].weight and value < 0.01 * total]
         if small and not self._warned:
             self._warned = True
-            warnings.warn(
-                f"the term '{small[0]}' carries {weighted[small[0]] / total:.2%} of the loss at step {self.global_step}: "
-                "its weight may not mean what you think",
-                stacklevel=2,
+            log.warning(
+                "The term '%s' carries %.2f%% of the loss at step %d: its weight may not mean what you think.",
+                small[0],
+                100 * weighted[small[0]] / total,
+                self.global_step,
             )
 
     # ---- evaluation ----

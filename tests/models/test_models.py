@@ -41,7 +41,9 @@ def test_layer_maps():
             layer_map(*wrong)
 
 
-@pytest.mark.parametrize(("pieces", "teacher", "student"), [(50_000, 124_441_344, 81_321_984), (38_000, 115_225_344, 72_105_984)])
+@pytest.mark.parametrize(
+    ("pieces", "teacher", "student"), [(50_000, 124_441_344, 81_321_984), (38_000, 115_225_344, 72_105_984)]
+)
 def test_the_papers_parameter_counts(pieces, teacher, student):
     with torch.device("meta"):
         large = transformers.BertModel(transformers.BertConfig(vocab_size=pieces))
@@ -75,7 +77,9 @@ def test_the_distilbert_layout_computes_what_its_bert_computes_without_token_typ
 def test_random_weights_are_others_of_the_same_shape(bert):
     fresh = RandomWeights()(bert, Facts())
     assert [each.shape for each in fresh.parameters()] == [each.shape for each in bert.parameters()]
-    assert not torch.equal(fresh.bert.encoder.layer[0].output.dense.weight, bert.bert.encoder.layer[0].output.dense.weight)
+    assert not torch.equal(
+        fresh.bert.encoder.layer[0].output.dense.weight, bert.bert.encoder.layer[0].output.dense.weight
+    )
 
 
 @pytest.mark.parametrize("kind", ["BertForMaskedLM", "DistilBertForMaskedLM", "GPT2LMHeadModel", "RobertaForMaskedLM"])
@@ -119,9 +123,7 @@ def test_a_view_key_that_forward_does_not_name_is_an_error(bert):
 @pytest.mark.parametrize("task", ["tagging", "classification"])
 def test_a_head_keeps_the_encoder(bert, task, tmp_path):
     headed = AddHead(task)(bert, Facts(labels=["a", "b", "c"])).eval()
-    torch.testing.assert_close(
-        headed.base_model(**VIEW).last_hidden_state, bert.base_model(**VIEW).last_hidden_state
-    )
+    torch.testing.assert_close(headed.base_model(**VIEW).last_hidden_state, bert.base_model(**VIEW).last_hidden_state)
     headed.save_pretrained(tmp_path)
     again = FromFolder(str(tmp_path)).build().eval()
     torch.testing.assert_close(again(**VIEW).logits, headed(**VIEW).logits)

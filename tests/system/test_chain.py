@@ -50,7 +50,9 @@ def test_a_run_leaves_what_the_readme_says(flagship):
     assert record["data"]["source"] == "embedded"
     assert record["steps"] == 8
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["model"]["init_args"]["teachers"]["cased"]["init_args"]["run"] == str(flagship.parents["model.teachers.cased"].folder)
+    assert config["model"]["init_args"]["teachers"]["cased"]["init_args"]["run"] == str(
+        flagship.parents["model.teachers.cased"].folder
+    )
     assert list(folder.glob("logs/*/metrics.csv"))
 
 
@@ -86,22 +88,30 @@ def test_teachers_are_in_no_checkpoint_and_no_optimiser(flagship):
 
 
 def test_a_task_gives_scores_and_loyalty(flagship):
-    base = ["--config", "experiments/distilbert_ro/upos.yaml", *TINY, "--stages.distilbert_ro.trainer.max_steps", "8", "--trainer.max_steps", "4"]
+    base = [
+        "--config",
+        "experiments/distilbert_ro/upos.yaml",
+        *TINY,
+        "--stages.distilbert_ro.trainer.max_steps",
+        "8",
+        "--trainer.max_steps",
+        "4",
+    ]
     teacher = plan(*base, "--model.student.experiment", "experiments/distilbert_ro/teacher_uncased.yaml")
     fit.fit(teacher, quiet=True)
     student = plan(*base, "--model.references.uncased", str(teacher.folder))
     record = fit.fit(student, quiet=True)
     assert student.parents["model.student"].folder == flagship.folder, "the student's run is found, not fitted again"
     assert record["metrics"]["test/label_loyalty@uncased"] is not None
-    assert record["metrics"]["test/macro_f1@uncased"] == pytest.approx(teacher.record["metrics"]["test/macro_f1@student"], abs=1e-6)
+    assert record["metrics"]["test/macro_f1@uncased"] == pytest.approx(
+        teacher.record["metrics"]["test/macro_f1@student"], abs=1e-6
+    )
 
 
 def test_a_fit_leaves_nothing_behind_in_its_process(flagship):
     teacher = flagship.parents["model.teachers.cased"]
     first = torch.load(teacher.folder / runs.CHECKPOINT, weights_only=True)["state_dict"]
-    again = chain.plan(
-        experiment.Experiment(teacher.name, ROOT, {key: value for key, value in teacher.config.items()}), fresh=True
-    )
+    again = chain.plan(experiment.Experiment(teacher.name, ROOT, dict(teacher.config)), fresh=True)
     assert again.folder != teacher.folder
     fit.fit(again, quiet=True)
     second = torch.load(again.folder / runs.CHECKPOINT, weights_only=True)["state_dict"]

@@ -63,7 +63,10 @@ def test_the_papers_size_is_planned_without_a_network(tmp_path):
 MISTAKES = {
     "unknown verb": (["fti"], "Did you mean 'fit'"),
     "no config": (["fit"], "Name an experiment"),
-    "missing config": (["fit", "--config", "experiments/distilbert_r.yaml"], "Did you mean 'experiments/distilbert_ro.yaml'"),
+    "missing config": (
+        ["fit", "--config", "experiments/distilbert_r.yaml"],
+        "Did you mean 'experiments/distilbert_ro.yaml'",
+    ),
     "unknown option": (["fit", "--config", EXPERIMENT, "--frseh"], "Did you mean 'fresh'"),
     "unknown class": (
         ["fit", "--config", EXPERIMENT, "--model.objective.soft.loss", "{class_path: KLDivergense}"],
@@ -97,6 +100,7 @@ LATER = {
     ),
     "wrong type": (["--data.batch_size", "many"], ["batch_size"]),
     "negative batch": (["--data.batch_size", "-1"], ["at least one row"]),
+    "a term that is not finite": (["--model.optimizer.lr", "1.0e+30"], ["The term 'masked' became", "example ids"]),
     "unwritable runs": ([], ["cannot be written"]),
 }
 

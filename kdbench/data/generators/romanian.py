@@ -37,7 +37,7 @@ def tagged(split: str, count: int) -> list[Row]:
 
 
 def entities(split: str, count: int) -> list[Row]:
-    """Return ``{"words", "ner"}`` with BIO tags over RONEC's classes PERSON, GPE, LOC, ORG, DATETIME, NUMERIC_VALUE."""
+    """Return ``{"words", "ner"}`` with BIO tags over RONEC's classes PERSON, GPE, LOC, ORG, DATETIME, NUMERIC."""
     return _rows("entities", split, count, _entities)
 
 
@@ -211,19 +211,19 @@ def _entity(dice: _Dice, kind: str) -> list[tuple[str, str]]:
         "LOC": lambda: [dice.of(lexicon.NATURE)],
         "ORG": lambda: dice.of(lexicon.COMPANIES).split(),
         "DATETIME": lambda: [str(1 + int(28 * dice.number())), dice.of(lexicon.MONTHS)],
-        "NUMERIC_VALUE": lambda: [dice.of(("200", "35", "12", "1 500", "zece", "trei"))],
+        "NUMERIC": lambda: [dice.of(("200", "35", "12", "1 500", "zece", "trei"))],
     }[kind]()
     return [(word, f"{'I' if place else 'B'}-{kind}") for place, word in enumerate(words)]
 
 
 _ENTITY_FORMS = (
     "{PERSON} locuiește în {GPE} din {DATETIME} .",
-    "{ORG} a deschis {NUMERIC_VALUE} magazine în {GPE} .",
+    "{ORG} a deschis {NUMERIC} magazine în {GPE} .",
     "pe {DATETIME} , {PERSON} a vizitat {ORG} .",
     "{PERSON} și {PERSON} au mers spre {LOC} .",
-    "trenul din {GPE} ajunge lângă {LOC} după {NUMERIC_VALUE} ore .",
+    "trenul din {GPE} ajunge lângă {LOC} după {NUMERIC} ore .",
     "directorul de la {ORG} , {PERSON} , a anunțat decizia pe {DATETIME} .",
-    "în {GPE} locuiesc {NUMERIC_VALUE} prieteni ai Mariei .",
+    "în {GPE} locuiesc {NUMERIC} prieteni ai Mariei .",
     "lângă {LOC} a fost găsită o scrisoare veche .",
 )
 
@@ -307,5 +307,7 @@ def _dialect(dice: _Dice) -> Row:
     if dice.chance(0.6):
         text += " " + dice.of(_DIALECT_FORMS).format(dice.of(lexicon.REGIONAL)[place])
     if dice.chance(0.7):
-        text += " " + _joined(_tagged(dice)["words"])
+        said = _tagged(dice)
+        hidden = ["$NE$" if tag == "PROPN" else word for word, tag in zip(said["words"], said["upos"], strict=True)]
+        text += " " + _joined(hidden)
     return {"text": text[0].upper() + text[1:], "dialect": "MD" if place else "RO"}
