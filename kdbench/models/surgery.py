@@ -1,188 +1,178 @@
-"""Surgeries: a network in, a network out; any origin may carry a list of them."""
+"""Surgeries: a network goes in, another network comes out; an origin carries a list of them."""
 
-import contextlib
-from collections.abc import Iterator
+import abc
+import copy
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import transformers
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from kdbench.errors import UserError
-from kdbench.models.layers import Kind, layer_map
-from kdbench.models.sentence import SentenceEncoder
-from kdbench.models.taps import transformer_blocks
+from kdbench.models.layers import LayerKind, layer_map, transformer_blocks
 
 if TYPE_CHECKING:
     from kdbench.models.origins import Facts
 
 
-class Surgery:
-    """A change of a network after it was made or loaded."""
+class Surgery(abc.ABC):
+    """From network to network."""
 
+    @abc.abstractmethod
     def __call__(self, network: nn.Module, facts: "Facts") -> nn.Module:
         """Return the changed network; ``facts`` are what the data know."""
-        raise NotImplementedError
 
 
 class CopyLayers(Surgery):
-    """A shallower network with chosen layers of a BERT; embeddings and masked-LM head are copied too.
-
-    The layout ``distilbert`` follows DistilBERT's extraction script: token-type embeddings and pooler are dropped.
+    """A smaller network with some of the encoder layers; everything outside the layers is copied too.
 
     Args:
-        layers: which layers, from 0; or
-        count: how many, chosen by ``kind``.
-        kind: see :func:`kdbench.models.layers.layer_map`.
-        layout: the same architecture, or DistilBERT's.
+        layers: the layers to take, from 0, in the order in which the new network has them; or
+        count: how many to take, chosen by ``kind`` (:func:`~kdbench.models.layers.layer_map`).
+        kind: the layer map.
+        layout: ``same`` architecture, or ``distilbert``: a BERT (bare, or with its MLM head) becomes a DistilBERT as the
+            extraction script makes it (Sanh et al. 2019, arXiv 1910.01108): pooler and token-type embeddings are dropped.
+            Even with all the layers its outputs are therefore the teacher's without the type-0 vector, and training has
+            to make up for it.
+
+    Raises:
+        UserError: both or neither of ``layers`` and ``count``, a layer that the network does not have, or a network that is
+            no BERT where the layout is ``distilbert``.
     """
 
     def __init__(
         self,
         layers: list[int] | None = None,
         count: int | None = None,
-        kind: Kind = "even",
+        kind: LayerKind = "even",
         layout: Literal["same", "distilbert"] = "same",
     ) -> None:
         if (layers is None) == (count is None):
-            raise ValueError("CopyLayers takes either 'layers' or 'count'")
+            raise UserError("CopyLayers takes either 'layers' (their numbers, from 0) or 'count' (how many).")
+        if layout not in ("same", "distilbert"):
+            raise UserError(f"CopyLayers has no layout '{layout}': take 'same' or 'distilbert'.")
         self.layers, self.count, self.kind, self.layout = layers, count, kind, layout
 
     def __call__(self, network: nn.Module, facts: "Facts") -> nn.Module:
         """Return the network of the chosen layers."""
-        depth = len(transformer_blocks(network))
-        layers = self.layers if self.layers is not None else layer_map(depth, self.count, self.kind)
-        if not layers or not all(0 <= layer < depth for layer in layers):
-            raise UserError(f"CopyLayers takes layers 0 to {depth - 1} of this network, not {layers}.")
+        if not isinstance(network, PreTrainedModel):
+            raise UserError(f"CopyLayers needs a transformers model, and {type(network).__name__} is none.")
+        path, blocks = transformer_blocks(network)
+        layers = self.layers if self.layers is not None else layer_map(len(blocks), self.count, self.kind)
+        if not layers or any(not 0 <= layer < len(blocks) for layer in layers):
+            raise UserError(f"CopyLayers cannot take the layers {layers} of a network with layers 0 to {len(blocks) - 1}.")
+        chosen = _chosen(network.state_dict(), path, layers)
         if self.layout == "distilbert":
-            return _as_distilbert(network, layers)
-        config = type(network.config)(**{**network.config.to_dict(), "num_hidden_layers": len(layers)})
-        with _meta():
-            made = type(network)(config)
-        source = network.state_dict()
-        prefix = _blocks_prefix(network)
-        state = {}
-        for name in made.state_dict():
-            if name.startswith(prefix):
-                place, _, rest = name.removeprefix(prefix).partition(".")
-                state[name] = source[f"{prefix}{layers[int(place)]}.{rest}"]
-            else:
-                state[name] = source[name]
-        return _filled(made, state)
+            return _distilbert(network, chosen, len(layers))
+        config = copy.deepcopy(network.config)
+        inner = getattr(config, "encoder", config)
+        inner.num_hidden_layers = len(layers)
+        if getattr(inner, "layer_types", None):
+            inner.layer_types = [inner.layer_types[layer] for layer in layers]
+        return _filled(type(network), config, chosen, network.device)
 
 
 class RandomWeights(Surgery):
-    """The same architecture with fresh weights: the arm without a teacher's initialisation."""
+    """The same architecture with fresh random weights: the arm without the teacher's initialisation."""
 
     def __call__(self, network: nn.Module, facts: "Facts") -> nn.Module:
-        """Return a network of the same config, initialised anew from the global seed."""
-        return type(network)(network.config)
+        """Return a new network of the same class and config."""
+        if not isinstance(network, PreTrainedModel):
+            raise UserError(f"RandomWeights needs a transformers model, and {type(network).__name__} is none.")
+        return type(network)(copy.deepcopy(network.config))
 
 
 class AddHead(Surgery):
-    """A task head on the encoder: transformers' own classification heads, or a sentence encoder for similarity.
+    """The encoder of a network under a fresh head; whatever head it had is left behind.
 
     Args:
-        task: what the head is for.
-        dropout: before the head; default: the architecture's.
-        pool_padding: for similarity: average over padding too.
+        task: ``tagging`` (a label a token) and ``classification`` (a label a sequence) take transformers' own head, with the
+            label names of the data; ``similarity`` takes a :class:`~kdbench.models.sentence.SentenceEncoder`.
+        dropout: of the head; transformers' default for the architecture when not given.
+
+    Raises:
+        UserError: the data have no labels, or transformers has no such head for the architecture.
     """
 
     def __init__(
-        self,
-        task: Literal["classification", "tagging", "similarity"],
-        dropout: float | None = None,
-        pool_padding: bool = False,
+        self, task: Literal["tagging", "classification", "similarity"], dropout: float | None = None
     ) -> None:
-        self.task, self.dropout, self.pool_padding = task, dropout, pool_padding
+        if task not in ("tagging", "classification", "similarity"):
+            raise UserError(f"AddHead has no task '{task}': take 'tagging', 'classification' or 'similarity'.")
+        if task == "similarity" and dropout is not None:
+            raise UserError("AddHead: the similarity head is a mean and has no dropout; leave 'dropout' out.")
+        self.task, self.dropout = task, dropout
 
     def __call__(self, network: nn.Module, facts: "Facts") -> nn.Module:
-        """Return the encoder with a fresh head."""
-        encoder = network.base_model
-        if self.task == "similarity":
-            bare = transformers.AutoModel.from_config(encoder.config)
-            bare.load_state_dict(encoder.state_dict(), strict=False)
-            return SentenceEncoder.of(bare, self.pool_padding)
-        if not facts.labels:
-            raise UserError(f"AddHead for {self.task} needs data with class names.")
-        config = type(encoder.config)(**encoder.config.to_dict())
-        config.id2label = dict(enumerate(facts.labels))
-        config.label2id = {label: number for number, label in enumerate(facts.labels)}
-        if self.dropout is not None:
-            config.classifier_dropout = config.seq_classif_dropout = self.dropout
-        kind = "AutoModelForTokenClassification" if self.task == "tagging" else "AutoModelForSequenceClassification"
-        made = getattr(transformers, kind).from_config(config)
-        missing, unexpected = made.base_model.load_state_dict(encoder.state_dict(), strict=False)
-        foreign = [name for name in missing if "pooler" not in name] + [n for n in unexpected if "pooler" not in n]
-        if foreign:
-            raise UserError(f"The encoder does not fit {type(made).__name__}: {', '.join(foreign[:3])}.")
+        """Return the network with the new head."""
+        if not isinstance(network, PreTrainedModel):
+            raise UserError(f"AddHead needs a transformers model, and {type(network).__name__} is none.")
+        base = network.base_model
+        config = copy.deepcopy(base.config)
+        made = self._similarity(config) if self.task == "similarity" else self._labelled(config, facts.labels)
+        missing, unexpected = made.base_model.load_state_dict(base.state_dict(), strict=False)
+        # A pooler belongs to the head: some heads bring a fresh one, others have no use for it.
+        if wrong := [key for key in (*missing, *unexpected) if not key.startswith("pooler.")]:
+            raise UserError(f"AddHead: {type(made).__name__} does not take the weights of {type(base).__name__}: {wrong[0]}.")
+        return made.to(base.device)
+
+    def _similarity(self, config: PreTrainedConfig) -> PreTrainedModel:
+        from kdbench.models.sentence import SentenceEncoder, SentenceEncoderConfig
+
+        return SentenceEncoder(SentenceEncoderConfig(encoder=config))
+
+    def _labelled(self, config: PreTrainedConfig, labels: list[str] | None) -> PreTrainedModel:
+        import transformers
+
+        if not labels:
+            raise UserError(f"AddHead: a {self.task} head needs the label names of the data, and these data have none.")
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
+        for name in ("classifier_dropout", "seq_classif_dropout"):
+            if self.dropout is not None and hasattr(config, name):
+                setattr(config, name, self.dropout)
+        kinds = {
+            "tagging": transformers.AutoModelForTokenClassification,
+            "classification": transformers.AutoModelForSequenceClassification,
+        }
+        try:
+            made = kinds[self.task].from_config(config)
+        except ValueError as error:
+            raise UserError(f"transformers has no {self.task} head for the architecture '{config.model_type}'.") from error
+        if self.dropout is not None:  # DistilBERT's tagger, for one, reads no dropout of its own from the config
+            inside = {id(module) for module in made.base_model.modules()}
+            for module in made.modules():
+                if isinstance(module, nn.Dropout) and id(module) not in inside:
+                    module.p = self.dropout
         return made
 
 
-_TO_DISTILBERT = {
-    "attention.self.query": "attention.q_lin",
-    "attention.self.key": "attention.k_lin",
-    "attention.self.value": "attention.v_lin",
-    "attention.output.dense": "attention.out_lin",
-    "attention.output.LayerNorm": "sa_layer_norm",
-    "intermediate.dense": "ffn.lin1",
-    "output.dense": "ffn.lin2",
-    "output.LayerNorm": "output_layer_norm",
+def _chosen(state: dict[str, Tensor], path: str, layers: list[int]) -> dict[str, Tensor]:
+    """Return a state dict in which the chosen layers stand in the places 0, 1, .. and the others are left out."""
+    prefix = f"{path}."
+    kept = {key: value for key, value in state.items() if not key.startswith(prefix)}
+    for key, value in state.items():
+        number, _, rest = key.removeprefix(prefix).partition(".")
+        if key.startswith(prefix):
+            kept |= {f"{prefix}{new}.{rest}": value for new, old in enumerate(layers) if old == int(number)}
+    return kept
+
+
+def _filled(
+    kind: type[PreTrainedModel], config: PreTrainedConfig, state: dict[str, Tensor], device: torch.device
+) -> PreTrainedModel:
+    """Build a network and give it every weight; one that is missing or left over is an error."""
+    with torch.device(device):
+        network = kind(config)
+    lacking = network.base_model is not network and hasattr(network.base_model, "pooler")
+    del lacking
+    network.load_state_dict(state)
+    return network
+
+
+# BERT's names -> DistilBERT's names
+EMBEDDINGS = {
+    "embeddings.word_embeddings.weight": "embeddings.word_embeddings.weight",
+    "embeddings.position_embeddings.weight": "embeddings.position_embeddings.weight",
+    "embeddings.LayerNorm": "embeddings.LayerNorm",
 }
-_HEAD_TO_DISTILBERT = {
-    "cls.predictions.transform.dense": "vocab_transform",
-    "cls.predictions.transform.LayerNorm": "vocab_layer_norm",
-}
-
-
-def _as_distilbert(network: nn.Module, layers: list[int]) -> nn.Module:
-    if not isinstance(network, transformers.BertForMaskedLM):
-        raise UserError(f"The layout 'distilbert' is made from BertForMaskedLM, not from {type(network).__name__}.")
-    bert = network.config
-    config = transformers.DistilBertConfig(
-        vocab_size=bert.vocab_size,
-        max_position_embeddings=bert.max_position_embeddings,
-        dim=bert.hidden_size,
-        n_layers=len(layers),
-        n_heads=bert.num_attention_heads,
-        hidden_dim=bert.intermediate_size,
-        dropout=bert.hidden_dropout_prob,
-        attention_dropout=bert.attention_probs_dropout_prob,
-        activation=bert.hidden_act,
-        initializer_range=bert.initializer_range,
-        pad_token_id=bert.pad_token_id,
-    )
-    with _meta():
-        made = transformers.DistilBertForMaskedLM(config)
-    source, state = network.state_dict(), {}
-    for part in ("word_embeddings.weight", "position_embeddings.weight", "LayerNorm.weight", "LayerNorm.bias"):
-        state[f"distilbert.embeddings.{part}"] = source[f"bert.embeddings.{part}"]
-    for place, layer in enumerate(layers):
-        for theirs, ours in _TO_DISTILBERT.items():
-            for kind in ("weight", "bias"):
-                name = f"distilbert.transformer.layer.{place}.{ours}.{kind}"
-                state[name] = source[f"bert.encoder.layer.{layer}.{theirs}.{kind}"]
-    for theirs, ours in _HEAD_TO_DISTILBERT.items():
-        state |= {f"{ours}.{kind}": source[f"{theirs}.{kind}"] for kind in ("weight", "bias")}
-    state["vocab_projector.weight"] = source["cls.predictions.decoder.weight"]
-    state["vocab_projector.bias"] = source["cls.predictions.bias"]
-    return _filled(made, state)
-
-
-def _filled(made: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
-    """Give a network that was made without storage copies of the weights; buffers that are not saved are made anew."""
-    fresh = type(made)(made.config)
-    fresh.load_state_dict({name: value.detach().clone() for name, value in state.items()}, strict=True)
-    fresh.tie_weights()
-    return fresh
-
-
-@contextlib.contextmanager
-def _meta() -> Iterator[None]:
-    with torch.device("meta"):
-        yield
-
-
-def _blocks_prefix(network: nn.Module) -> str:
-    blocks = transformer_blocks(network)
-    return next(name for name, module in network.named_modules() if module is blocks) + "."

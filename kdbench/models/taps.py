@@ -1,4 +1,4 @@
-"""Reading inner values of an unchanged network by name, through forward hooks."""
+"""Taps: inner values of an unchanged network, read by name through forward hooks."""
 
 import inspect
 import re
@@ -6,156 +6,210 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from kdbench.errors import UserError, nearest
+from kdbench.models.layers import transformer_blocks
 
+KINDS = (
+    "a field of the network's output (logits), hidden_states.i, embedding, query.i, key.i, value.i, "
+    "or the path of a module (its output; with '.input' its input)"
+)
+# How the libraries call the projections of a block; a fused one holds query, key and value side by side.
 PROJECTIONS = {
-    "query": ("attention.self.query", "attention.q_lin", "self_attn.q_proj", "attention.attention.query"),
-    "key": ("attention.self.key", "attention.k_lin", "self_attn.k_proj", "attention.attention.key"),
-    "value": ("attention.self.value", "attention.v_lin", "self_attn.v_proj", "attention.attention.value"),
+    "query": ("query", "q_lin", "q_proj", "query_proj"),
+    "key": ("key", "k_lin", "k_proj", "key_proj"),
+    "value": ("value", "v_lin", "v_proj", "value_proj"),
 }
-"""Where the architectures keep the projections of an attention layer, below the layer's own module."""
+FUSED = ("c_attn", "Wqkv")
 
 
 class Taps:
-    """Named inner values of one network.
+    """Reads inner values of a network by name, by one ordinary forward of it.
 
-    Names: ``logits`` or another field of the output; ``hidden_states.i`` (0 is the embedding output, negative from the
-    end) and ``embedding``; ``query.i``, ``key.i``, ``value.i`` (projections of attention layer i); ``path.to.module`` or
-    ``path.to.module.input``. Only hooks are used, so the network keeps its fast attention. Calls of other taps or of the
-    network itself are not disturbed.
+    - ``logits``, or any other tensor field of the output object; a field wins over anything else of the same name;
+    - ``hidden_states.i``: 0 is the input of the first block (the embedding output), i the output of block i, the last one
+      after the final norm where a language model has one: equal to transformers' own ``hidden_states[i]``, without asking
+      the network for all of them; negative numbers count from the end; ``embedding`` is ``hidden_states.0``;
+    - ``query.i``, ``key.i``, ``value.i``: the output of that projection in attention layer i, ``[B, S, heads * width]``;
+    - ``module.path``, ``module.path.input``: the (first) output or input of any module, of its last call in the forward.
+
+    The hooks stay on the network until ``close`` and store nothing outside a call; any number of readers may share a
+    network, and a copied or pickled network works on its own.
 
     Args:
-        network: the network.
-        names: what to read.
+        network: any module that is called with keyword arguments.
+        names: the taps that a call returns.
+
+    Raises:
+        UserError: a name that the network does not have, or a layer number that is out of range.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
         self.network = network
-        self.names = list(names)
-        self._values: dict[str, Tensor] | None = None
-        self._handles: list[RemovableHandle] = []
-        self._fields = [name for name in self.names if not self._hook(name)]
+        self.names = list(dict.fromkeys(names))
+        self._recorder = _Recorder()
+        self._handles: list[Any] = []
+        for name in self.names:
+            self._place(name)
 
     def __call__(self, view: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run the network once on a view and return the value of every name."""
-        self._values = {}
+        """Run the network once on the keyword arguments of ``view`` and return ``{name: value}``, gradients attached."""
+        self._recorder.values = values = {}
         try:
             output = self.network(**view)
-            found = self._values
         finally:
-            self._values = None
-        for name in self._fields:
-            value = getattr(output, name, None)
-            if value is None:
-                raise UserError(self._unknown(name, [key for key in output if output[key] is not None]))
-            found[name] = value
-        return {name: found[name] for name in self.names}
+            self._recorder.values = None
+        fields = dict(output) if isinstance(output, Mapping) else getattr(output, "__dict__", {})
+        return {name: self._pick(name, fields, values) for name in self.names}
 
     def close(self) -> None:
-        """Remove the hooks."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Take the hooks off the network."""
+        while self._handles:
+            self._handles.pop().remove()
 
-    def _hook(self, name: str) -> bool:
-        """Place the hook of a name; return False when the name must be a field of the output."""
-        module, side = self._place(name)
-        if module is None:
-            return False
+    def _pick(self, name: str, fields: Mapping[str, Any], values: Mapping[str, Any]) -> Tensor:
+        value = fields.get(name, values.get(name))
+        if isinstance(value, Tensor):
+            return value
+        if name in fields:
+            raise UserError(f"The tap '{name}' is a {type(value).__name__}, not a tensor.")
+        if name in dict(self.network.named_modules()) or name.endswith(".input"):
+            raise UserError(f"The module of the tap '{name}' gave no tensor in this forward.")
+        raise self._unknown(name, fields)
 
-        def keep(value: Any) -> None:
-            if self._values is not None:
-                self._values[name] = value[0] if isinstance(value, tuple) else value
-
-        if side == "input":
-            hook = module.register_forward_pre_hook(
-                lambda _, args, kwargs: keep(args or next(iter(kwargs.values()))), with_kwargs=True
-            )
-        else:
-            hook = module.register_forward_hook(lambda _, args, output: keep(output))
-        self._handles.append(hook)
-        return True
-
-    def _place(self, name: str) -> tuple[nn.Module | None, str]:
-        kind, _, index = name.partition(".")
-        if kind == "embedding" and not index:
-            kind, index = "hidden_states", "0"
-        if kind in ("hidden_states", *PROJECTIONS):
-            if not re.fullmatch(r"-?\d+", index):
-                raise UserError(f"The tap '{name}' needs a layer number, such as '{kind}.-1'.")
-            return self._layer(name, kind, int(index))
+    def _place(self, name: str) -> None:
+        """Put the hooks for one name; a name that may be a field of the output needs none."""
         modules = dict(self.network.named_modules())
-        path, side = (name.removesuffix(".input"), "input") if name.endswith(".input") else (name, "output")
-        if path in modules:
-            return modules[path], side
-        if "." in name:
-            raise UserError(self._unknown(name, modules))
-        return None, "field"
+        stem, _, number = name.rpartition(".")
+        if name == "embedding" and not _has_blocks(self.network):
+            return
+        if name == "embedding":
+            self._hidden_state(name, 0)
+        elif stem == "hidden_states" and re.fullmatch(r"-?\d+", number):
+            self._hidden_state(name, int(number))
+        elif stem in PROJECTIONS and re.fullmatch(r"-?\d+", number):
+            self._projection(name, stem, int(number))
+        elif name in modules:
+            self._on_output(modules[name], name)
+        elif number == "input" and stem in modules:
+            self._on_input(modules[stem], name)
+        elif "." in name or not name:
+            raise self._unknown(name, ())
 
-    def _layer(self, name: str, kind: str, index: int) -> tuple[nn.Module, str]:
-        blocks = transformer_blocks(self.network)
-        count = len(blocks) + (kind == "hidden_states")
-        if not -count <= index < count:
-            raise UserError(
-                f"The tap '{name}' is out of range: {type(self.network).__name__} has {len(blocks)} layers."
-            )
-        place = index % count
-        if kind == "hidden_states":
-            if place == 0:
-                return blocks[0], "input"
-            norm = final_norm(self.network) if place == len(blocks) else None
-            return (norm or blocks[place - 1]), "output"
-        for path in PROJECTIONS[kind]:
-            module = dict(blocks[place].named_modules()).get(path)
-            if module is not None:
-                return module, "output"
+    def _hidden_state(self, name: str, number: int) -> None:
+        path, blocks = transformer_blocks(self.network)
+        index = _index(name, number, len(blocks) + 1, f"{len(blocks)} layers (hidden_states.0 to .{len(blocks)})")
+        if index == 0:
+            self._on_input(blocks[0], name)
+            return
+        self._on_output(blocks[index - 1], name)
+        owner = _owner(self.network, path)
+        # The owner's hook runs after the block's. Language models give their last hidden state after the final norm,
+        # vision and audio models before it (transformers' `tie_last_hidden_states`).
+        if index == len(blocks) and owner is not None and owner.main_input_name == "input_ids":
+            self._on_output(owner, name, field="last_hidden_state")
+
+    def _projection(self, name: str, which: str, number: int) -> None:
+        _, blocks = transformer_blocks(self.network)
+        last = len(blocks) - 1
+        block = blocks[_index(name, number, len(blocks), f"{len(blocks)} layers ({which}.0 to .{last})")]
+        for path, module in block.named_modules():
+            own = path.rpartition(".")[2]
+            if own in PROJECTIONS[which]:
+                self._on_output(module, name)
+                return
+            if own in FUSED:
+                self._on_output(module, name, third=list(PROJECTIONS).index(which))
+                return
         raise UserError(
-            f"'{name}': the attention of {type(self.network).__name__} has no projection of its own for it."
+            f"The tap '{name}': the blocks of {type(self.network).__name__} have no projection that is known as {which}: "
+            "name the module itself."
         )
 
-    def _unknown(self, name: str, known: Iterable[str]) -> str:
-        names = [each for each in (*known, "logits", "hidden_states.-1", "embedding") if each]
-        return (
-            f"{type(self.network).__name__} has no tap '{name}'.{nearest(name, names)} There are fields of its output, "
-            "hidden_states.i, embedding, query.i, key.i, value.i and the paths of its modules."
+    def _on_output(self, module: nn.Module, name: str, field: str | None = None, third: int | None = None) -> None:
+        self._handles.append(module.register_forward_hook(_OutputHook(self._recorder, name, field, third)))
+
+    def _on_input(self, module: nn.Module, name: str) -> None:
+        hook = _InputHook(self._recorder, name)
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def _unknown(self, name: str, fields: Iterable[str]) -> UserError:
+        paths = [path for path, _ in self.network.named_modules() if path]
+        names = [*fields, *paths, "logits", "embedding", "hidden_states.-1", "query.-1", "key.-1", "value.-1"]
+        return UserError(
+            f"{type(self.network).__name__} has no tap '{name}'.{nearest(name, names)} A tap is {KINDS}."
         )
 
 
-def transformer_blocks(network: nn.Module) -> nn.ModuleList:
-    """Return the list of repeated blocks: the longest ModuleList of one class with attention inside."""
-    lists = [
-        module
-        for module in network.modules()
-        if isinstance(module, nn.ModuleList) and len(module) and len({type(block) for block in module}) == 1
-        and any("attention" in name.lower() or "attn" in name.lower() for name, _ in module[0].named_modules())
-    ]  # fmt: skip
-    if not lists:
-        raise UserError(
-            f"{type(network).__name__} has no list of transformer blocks, so its layers cannot be numbered."
-        )
-    return max(lists, key=len)
+def check_view(network: nn.Module, view_keys: Iterable[str]) -> None:
+    """Check that a network's forward names every key of a view; transformers ignores unknown keywords in silence.
 
-
-def final_norm(network: nn.Module) -> nn.Module | None:
-    """Return the norm after the last block of pre-norm networks: transformers' last hidden state includes it."""
-    blocks = transformer_blocks(network)
-    owner = next(module for module in network.modules() if blocks in module.children())
-    for name in ("ln_f", "norm", "final_layer_norm", "final_layernorm", "layernorm"):
-        found = getattr(owner, name, None)
-        if isinstance(found, nn.Module):
-            return found
-    return None
-
-
-def check_view(network: nn.Module, view: Iterable[str]) -> None:
-    """Raise :class:`UserError` for a key that ``forward`` does not name; transformers would swallow it in silence."""
-    named = [
-        name
-        for name, each in inspect.signature(network.forward).parameters.items()
-        if each.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    ]
-    for key in view:
+    Raises:
+        UserError: a key is no named parameter of ``network.forward``.
+    """
+    parameters = inspect.signature(network.forward).parameters.values()
+    named = [each.name for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
+    for key in view_keys:
         if key not in named:
-            raise UserError(f"{type(network).__name__} does not take '{key}'.{nearest(key, named)}")
+            raise UserError(
+                f"{type(network).__name__} has no input '{key}'.{nearest(key, named)} It takes: {', '.join(named)}."
+            )
+
+
+class _Recorder:
+    """Where hooks write during a call; between calls there is nothing to write to."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] | None = None
+
+
+class _OutputHook:
+    """A forward hook; a class, not a closure, so that the network can still be pickled."""
+
+    def __init__(self, recorder: _Recorder, name: str, field: str | None, third: int | None) -> None:
+        self.recorder, self.name, self.field, self.third = recorder, name, field, third
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.recorder.values is None:
+            return
+        value = output if self.field is None else getattr(output, self.field, None)
+        if value is None:  # a network that gives no such field keeps what its block has left
+            return
+        value = value if isinstance(value, Tensor) else value[0]
+        self.recorder.values[self.name] = value if self.third is None else value.chunk(3, dim=-1)[self.third]
+
+
+class _InputHook:
+    """A forward pre-hook for the first input, by place or by keyword."""
+
+    def __init__(self, recorder: _Recorder, name: str) -> None:
+        self.recorder, self.name = recorder, name
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.recorder.values is not None:
+            self.recorder.values[self.name] = args[0] if args else next(iter(kwargs.values()))
+
+
+def _has_blocks(network: nn.Module) -> bool:
+    try:
+        transformer_blocks(network)
+    except UserError:
+        return False
+    return True
+
+
+def _index(name: str, number: int, count: int, told: str) -> int:
+    if not -count <= number < count:
+        raise UserError(f"The tap '{name}' is out of range: the network has {told}.")
+    return number % count
+
+
+def _owner(network: nn.Module, path: str) -> PreTrainedModel | None:
+    """Return the innermost transformers model around the module at ``path``: the one that returns its last hidden state."""
+    parts = path.split(".")
+    for length in range(len(parts) - 1, -1, -1):
+        module = network.get_submodule(".".join(parts[:length]))
+        if isinstance(module, PreTrainedModel):
+            return module
+    return None

@@ -36,7 +36,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     """Return the record of a finished run, or None when the run is unfinished or absent."""
     try:
         return json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
         raise UserError(f"The record '{folder / RECORD}' is damaged; remove it and the run is finished anew.") from None
