@@ -193,7 +193,10 @@ class Distillation(pl.LightningModule):
         training = self.student.training
         self.student.eval()
         teacher = self.teach(batch)
-        self.objective(self.learn(batch, teacher), teacher, batch)
+        try:
+            self.objective(self.learn(batch, teacher), teacher, batch)
+        except ValueError as error:
+            raise UserError(f"The objective does not fit the data or the networks: {error}") from error
         self.student.train(training)
 
     # ---- watching the terms ----

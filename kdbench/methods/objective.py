@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from kdbench.errors import nearest
 from kdbench.losses.divergences import combine_logits
 from kdbench.losses.rows import select_rows
 
@@ -120,7 +121,7 @@ class Objective(nn.Module):
         values = [student[tap] for tap in term.students]
         value = values[0] if len(values) == 1 else values
         if term.labels is not None:
-            return term.loss(value, batch[term.labels])
+            return term.loss(value, field(batch, term.labels))
         mask = self._mask(term, value, batch)
         temperature = getattr(term.loss, "temperature", 1.0)
         shares = term.teacher_weights or [1.0] * len(term.teachers)
@@ -144,17 +145,24 @@ class Objective(nn.Module):
     def _loss(self, term: Term, student: Tensor, teacher: Tensor, batch: Batch, mask: Tensor | None) -> Tensor:
         if term.weights is None:
             return term.loss(student, teacher)
-        weights = batch[term.weights]
+        weights = field(batch, term.weights)
         return term.loss(student, teacher, select_rows(weights, mask) if mask is not None else weights)
 
     @staticmethod
     def _mask(term: Term, value: Tensor, batch: Batch) -> Tensor | None:
         if term.mask is not None:
-            return batch[term.mask].bool()
+            return field(batch, term.mask).bool()
         if not getattr(term.loss, "takes_rows", False) or not isinstance(value, Tensor) or value.dim() < 3:
             return None
         view, _, _ = split_tap(term.students[0], batch)
         return batch[view]["attention_mask"].bool()
+
+
+def field(batch: Batch, name: str) -> Tensor:
+    """Return a field of the batch; raise ValueError with the nearest name when there is none."""
+    if name not in batch:
+        raise ValueError(f"the batch has no field '{name}', only {', '.join(sorted(batch))}.{nearest(name, batch)}")
+    return batch[name]
 
 
 def split_tap(name: str, batch: Batch) -> tuple[str, str, str]:

@@ -101,6 +101,10 @@ LATER = {
     "wrong type": (["--data.batch_size", "many"], ["batch_size"]),
     "negative batch": (["--data.batch_size", "-1"], ["at least one row"]),
     "a term that is not finite": (["--model.optimizer.lr", "1.0e+30"], ["The term 'masked' became", "example ids"]),
+    "a tokenizer larger than the network": (
+        ["--model.student.config.vocab_size", "100"],
+        ["100 embeddings, the vocabulary"],
+    ),
     "unwritable runs": ([], ["cannot be written"]),
 }
 
