@@ -71,9 +71,8 @@ def transformer_blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:
             f"{type(network).__name__} has an encoder and a decoder, so the number of a layer says too little: "
             "name the module itself, such as 'encoder.layers.0'."
         )
-    if hasattr(config, "encoder"):  # a network around an encoder keeps the encoder's config inside its own
-        config = config.encoder
-    expected = getattr(config, "num_hidden_layers", None)
+    # A network around an encoder keeps the encoder's config inside its own.
+    expected = getattr(getattr(config, "encoder", config), "num_hidden_layers", None)
     found: dict[str, nn.ModuleList] = {}
     for path, module in network.named_modules():
         if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer in found):

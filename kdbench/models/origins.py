@@ -1,154 +1,182 @@
-"""Where networks come from: a config (random weights), a folder, the hub, another experiment's run."""
+"""Origins: where a network comes from (a config, the hub, a folder, another experiment), and the surgeries that follow."""
 
+import abc
 import contextlib
-import logging
+import dataclasses
+import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import transformers
+import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import kdbench.models.sentence  # noqa: F401 - registers SentenceEncoder with transformers' Auto classes
 from kdbench.errors import UserError, nearest
 from kdbench.models.surgery import Surgery
 
 
-@dataclass
+@dataclasses.dataclass
 class Facts:
-    """What the data know when a network is built: the vocabulary and the names of the classes."""
+    """What the data know and a network has to fit: the vocabulary, and the label names in the order of their numbers."""
 
     tokenizer: PreTrainedTokenizerBase | None = None
     labels: list[str] | None = None
 
 
-class Origin:
+class Origin(abc.ABC):
     """Where a network comes from.
 
     Args:
-        then: surgeries, applied in order.
+        then: surgeries on it, in order.
     """
 
     def __init__(self, then: list[Surgery] | None = None) -> None:
         self.then = then or []
 
     def build(self, facts: Facts | None = None) -> nn.Module:
-        """Return the network, after the surgeries."""
+        """Return the network after its surgeries, in training mode and float32, on the CPU.
+
+        Raises:
+            UserError: the network cannot be had, or has fewer embeddings than the tokenizer of the data has pieces.
+        """
         facts = facts or Facts()
-        with quiet():
-            network = self._make(facts)
-            for surgery in self.then:
-                network = surgery(network, facts)
-        return network
+        network = self.make(facts)
+        for surgery in self.then:
+            network = surgery(network, facts)
+        embeddings = getattr(network.get_input_embeddings(), "num_embeddings", None)
+        if facts.tokenizer is not None and embeddings is not None and embeddings < len(facts.tokenizer):
+            raise UserError(
+                f"The network has {embeddings} token embeddings and the tokenizer of the data {len(facts.tokenizer)} "
+                "pieces: give the network's own tokenizer to the data, or a larger vocab_size to the network."
+            )
+        return network.train()  # from_pretrained leaves eval mode, and Lightning keeps what it finds
 
+    @abc.abstractmethod
+    def make(self, facts: Facts) -> PreTrainedModel:
+        """Return the network as it comes, before the surgeries."""
+
+    @abc.abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """Return the tokenizer that comes with the network, None when it brings none."""
-        return None
-
-    def _make(self, facts: Facts) -> nn.Module:
-        raise NotImplementedError
+        """Return the tokenizer that comes with the network, or None."""
 
 
 class FromConfig(Origin):
-    """Random weights.
+    """A new network with random weights.
 
     Args:
         architecture: a class of transformers, such as ``BertForMaskedLM``.
-        config: its config; the vocabulary's size and padding come from the data's tokenizer unless they are given.
-        then: surgeries.
+        config: arguments of its config class; ``vocab_size`` and ``pad_token_id`` come from the data's tokenizer when they
+            are not given.
+        then: surgeries on it, in order.
     """
 
     def __init__(self, architecture: str, config: dict[str, Any], then: list[Surgery] | None = None) -> None:
         super().__init__(then)
         self.architecture, self.config = architecture, config
-        _class(architecture)
 
-    def _make(self, facts: Facts) -> nn.Module:
-        made = dict(self.config)
+    def make(self, facts: Facts) -> PreTrainedModel:
+        """Build the network."""
+        kind = _architecture(self.architecture)
+        if not issubclass(kind, PreTrainedModel) or kind.config_class is None:
+            raise UserError(f"FromConfig builds one class, such as BertForMaskedLM; '{self.architecture}' is none.")
+        names = [*inspect.signature(kind.config_class).parameters, *kind.config_class.attribute_map]
+        for key in self.config:
+            if key not in names:
+                raise UserError(f"{kind.config_class.__name__} has no '{key}'.{nearest(key, names)}")
+        known = {}
         if facts.tokenizer is not None:
-            size = len(facts.tokenizer)
-            if made.setdefault("vocab_size", size) < size:
-                raise UserError(f"The network has {made['vocab_size']} embeddings, the vocabulary {size} pieces.")
-            made.setdefault("pad_token_id", facts.tokenizer.pad_token_id)
-        kind = _class(self.architecture)
-        return kind(kind.config_class(**made))
+            known = {"vocab_size": len(facts.tokenizer), "pad_token_id": facts.tokenizer.pad_token_id}
+        filled = {key: value for key, value in known.items() if key in names}
+        try:
+            return kind(kind.config_class(**filled | self.config))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"No {self.architecture} can be built from this config: {_sentence(error)}") from error
 
-
-class FromFolder(Origin):
-    """A folder as ``save_pretrained`` leaves it; weights as safetensors, all of them, and no remote code.
-
-    Args:
-        folder: the folder, or a run's folder with a ``student/`` in it.
-        architecture: a class of transformers; default: the one that the folder's config names.
-        then: surgeries.
-    """
-
-    def __init__(self, folder: str, architecture: str | None = None, then: list[Surgery] | None = None) -> None:
-        super().__init__(then)
-        self.folder, self.architecture = folder, architecture
-
-    def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """Return the folder's tokenizer."""
-        folder = self._checked()
-        if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
-            return None
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-    def _checked(self) -> Path:
-        folder = Path(self.folder)
-        folder = folder / "student" if (folder / "student").is_dir() else folder
-        if not folder.is_dir():
-            raise UserError(f"There is no folder '{folder}' to load a network from.")
-        if not (folder / "config.json").exists():
-            raise UserError(f"'{folder}' holds no network: there is no config.json in it.")
-        return folder
-
-    def _make(self, facts: Facts) -> nn.Module:
-        return _loaded(str(self._checked()), self.architecture, None)
+    def tokenizer(self) -> None:
+        """Return None: the data bring the tokenizer."""
+        return
 
 
 class FromHub(Origin):
-    """A network of the Hugging Face hub.
+    """A network of the Hugging Face hub (safetensors only, no remote code).
 
     Args:
         name: the id, such as ``dumitrescustefan/bert-base-romanian-cased-v1``.
-        architecture: a class of transformers; default: the one that its config names.
-        revision: a branch, tag or commit.
-        then: surgeries.
+        architecture: a class of transformers.
+        revision: branch, tag or commit.
+        then: surgeries on it, in order.
     """
 
     def __init__(
         self,
         name: str,
-        architecture: str | None = None,
+        architecture: str = "AutoModelForMaskedLM",
         revision: str | None = None,
         then: list[Surgery] | None = None,
     ) -> None:
         super().__init__(then)
         self.name, self.architecture, self.revision = name, architecture, revision
 
-    def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """Return the tokenizer of the same id."""
-        with _from_hub(self.name):
-            return transformers.AutoTokenizer.from_pretrained(self.name, revision=self.revision)
+    def make(self, facts: Facts) -> PreTrainedModel:
+        """Download the network, or take it from the hub's cache."""
+        with self._told():
+            return _load(self.name, self.architecture, self.revision)
 
-    def _make(self, facts: Facts) -> nn.Module:
-        with _from_hub(self.name):
-            return _loaded(self.name, self.architecture, self.revision)
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer that lies beside the network."""
+        from transformers import AutoTokenizer
+
+        with self._told(), quiet():
+            return AutoTokenizer.from_pretrained(self.name, revision=self.revision, trust_remote_code=False)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        from httpx import HTTPError
+
+        try:
+            yield
+        except (OSError, ValueError, HTTPError) as error:
+            raise UserError(
+                f"'{self.name}' cannot be loaded from the Hugging Face hub ({_sentence(error)}): check the id, that it has "
+                "safetensors weights, and the network connection."
+            ) from error
+
+
+class FromFolder(Origin):
+    """A network in a folder, as ``save_pretrained`` writes it (safetensors only, no remote code).
+
+    Args:
+        folder: the folder, or the folder of a run, whose student is meant then.
+        architecture: a class of transformers; by default the one that the folder was saved from. A base class, or
+            ``AutoModel``, leaves a saved head behind, and a pooler that was not saved is left out.
+        then: surgeries on it, in order.
+    """
+
+    def __init__(self, folder: str, architecture: str | None = None, then: list[Surgery] | None = None) -> None:
+        super().__init__(then)
+        student = Path(folder) / "student"
+        self.folder, self.architecture = student if student.is_dir() else Path(folder), architecture
+
+    def make(self, facts: Facts) -> PreTrainedModel:
+        """Open the folder."""
+        return _open(self.folder, self.architecture)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Return the folder's tokenizer, None where there is none."""
+        return _open_tokenizer(self.folder)
 
 
 class FromRun(Origin):
-    """What another experiment's run left; kdbench fits that experiment first when the run is missing.
+    """What another experiment left: its student, or another folder of its run.
 
     Args:
-        experiment: the file of the experiment.
-        file: what of the run: its student, or another named folder.
-        run: the folder of the run, filled in when the chain is resolved.
-        set: changes of that experiment, by dotted keys.
-        architecture: as of :class:`FromFolder`.
-        then: surgeries.
+        experiment: the experiment file.
+        file: the folder inside the run.
+        run: the folder of the run; kdbench fills it in when it resolves the chain.
+        set: changes of that experiment, by dotted keys; the chain applies them.
+        then: surgeries on it, in order.
     """
 
     def __init__(
@@ -157,76 +185,128 @@ class FromRun(Origin):
         file: str = "student",
         run: str | None = None,
         set: dict[str, Any] | None = None,
-        architecture: str | None = None,
         then: list[Surgery] | None = None,
     ) -> None:
         super().__init__(then)
-        if run is None:
-            raise ValueError(
-                f"the run of '{experiment}' is not known here: start with 'kdbench fit', which resolves the chain"
-            )
-        self.folder = FromFolder(str(Path(run) / file), architecture)
+        self.experiment, self.file, self.run = experiment, file, run
+
+    def make(self, facts: Facts) -> PreTrainedModel:
+        """Open the folder that the run left."""
+        return _open(self._folder(), None)
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """Return the tokenizer that the run left."""
-        return self.folder.tokenizer()
+        """Return the tokenizer that the run left beside the network."""
+        return _open_tokenizer(self._folder())
 
-    def _make(self, facts: Facts) -> nn.Module:
-        return self.folder.build(facts)
-
-
-def _class(name: str) -> Any:
-    found = getattr(transformers, name, None)
-    if found is None:
-        raise ValueError(f"transformers has no class '{name}'.{nearest(name, dir(transformers))}")
-    return found
-
-
-def _loaded(where: str, architecture: str | None, revision: str | None) -> nn.Module:
-    """Load a network; raise :class:`UserError` unless every weight is there and fits."""
-    try:
-        config = transformers.AutoConfig.from_pretrained(where, revision=revision or "main")
-        name = architecture or (config.architectures or ["AutoModel"])[0]
-        kind = transformers.AutoModel if name == "SentenceEncoder" else _class(name)
-        network, told = kind.from_pretrained(
-            where, config=config, revision=revision or "main", use_safetensors=True, output_loading_info=True
-        )
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"'{where}' cannot be loaded: {str(error).splitlines()[0]}") from error
-    except OSError as error:
-        if Path(where).is_dir():
-            raise UserError(f"'{where}' cannot be loaded: {str(error).splitlines()[0]}") from error
-        raise
-    # The encoder alone has no use for a head's weights; a pooler that pre-training lacked is fresh by design.
-    missing = [name for name in told["missing_keys"] if "pooler" not in name]
-    if missing or told["mismatched_keys"]:
-        faults = [*missing, *(str(key) for key in told["mismatched_keys"])]
-        raise UserError(
-            f"'{where}' is another architecture than {type(network).__name__}: no fitting weights for {', '.join(faults[:3])}."
-        )
-    return network
-
-
-@contextlib.contextmanager
-def _from_hub(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"'{name}' cannot be fetched from the hub: check the id and the network, or use a local folder."
-        ) from error
+    def _folder(self) -> Path:
+        if self.run is None:
+            raise UserError(
+                f"kdbench resolves the chain; start '{self.experiment}' through the command kdbench, or set 'run' to the "
+                "folder of its run."
+            )
+        return Path(self.run) / self.file
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' bars and advice while a network is made; nothing of it stays."""
-    talker = logging.getLogger("transformers")
-    level, bars = talker.level, transformers.utils.logging.is_progress_bar_enabled()
-    talker.setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
+    """Silence the progress bars and warnings of transformers inside, and leave its settings as they were."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        talker.setLevel(level)
+        logging.set_verbosity(level)
         if bars:
-            transformers.utils.logging.enable_progress_bar()
+            logging.enable_progress_bar()
+
+
+def _open(folder: Path, architecture: str | None) -> PreTrainedModel:
+    if not folder.is_dir():
+        raise UserError(f"There is no folder '{folder}': fit the experiment that leaves it, or correct the path.")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"The folder '{folder}' has no config.json, so it holds no network that save_pretrained wrote.")
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(f"The folder '{folder}' has no weights in *.safetensors; kdbench opens no pickled ones.")
+    try:
+        return _load(str(folder), architecture, None)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"The network in '{folder}' cannot be opened: {_sentence(error)}") from error
+
+
+def _open_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
+        return None
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"The tokenizer in '{folder}' cannot be opened: {_sentence(error)}") from error
+
+
+def _load(place: str, architecture: str | None, revision: str | None) -> PreTrainedModel:
+    """Load a network with every one of its weights; none may be random, left over inside the encoder or of another shape."""
+    from transformers import AutoConfig
+
+    import kdbench.models.sentence  # noqa: F401  registers our own architecture with the Auto classes
+
+    with quiet():
+        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+        if architecture is None and not config.architectures:
+            raise UserError(f"The config of '{place}' names no architecture: say which one with 'architecture'.")
+        name = architecture or config.architectures[0]
+        kind = _architecture(name)
+        wanted = getattr(getattr(kind, "config_class", None), "model_type", config.model_type)
+        if wanted != config.model_type:
+            raise UserError(f"'{place}' holds a network of the type '{config.model_type}', not a {name}.")
+        network, report = kind.from_pretrained(
+            place,
+            config=config,
+            revision=revision,
+            dtype=torch.float32,  # whatever precision it was saved in: the trainer's precision decides
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # so that they are reported, and refused below
+            output_loading_info=True,
+        )
+    missing = set(report["missing_keys"])
+    if missing and all(key.startswith("pooler.") for key in missing):
+        network.pooler, missing = None, set()  # saved under a head that has no use for it
+    inside = {child for child, _ in network.base_model.named_children()} - {"pooler"}
+    stem = f"{network.base_model_prefix}."
+    unexpected = {
+        key
+        for key in report["unexpected_keys"]  # heads may be left behind, and old files hold a buffer of positions
+        if key.removeprefix(stem).partition(".")[0] in inside and not key.endswith("position_ids")
+    }
+    mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+    for what, keys in (("lacks", missing), ("has besides", unexpected), ("has in another shape", mismatched)):
+        if keys:
+            told = ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+            raise UserError(
+                f"'{place}' does not hold a whole {type(network).__name__}: it {what} {told}; load it as it was saved and "
+                "add a head with AddHead."
+            )
+    return network
+
+
+def _architecture(name: str) -> Any:
+    """Return a class of transformers, or our own :class:`~kdbench.models.sentence.SentenceEncoder`, by name."""
+    import transformers
+
+    from kdbench.models.sentence import SentenceEncoder
+
+    kind = SentenceEncoder if name == SentenceEncoder.__name__ else getattr(transformers, name, None)
+    if not inspect.isclass(kind) or not (issubclass(kind, PreTrainedModel) or name.startswith("AutoModel")):
+        names = [each for each in dir(transformers) if each.endswith("Model") or "For" in each]
+        raise UserError(f"transformers has no architecture '{name}'.{nearest(name, names)}")
+    return kind
+
+
+def _sentence(error: Exception) -> str:
+    """Return the first line of a message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -60,7 +60,9 @@ class CopyLayers(Surgery):
         path, blocks = transformer_blocks(network)
         layers = self.layers if self.layers is not None else layer_map(len(blocks), self.count, self.kind)
         if not layers or any(not 0 <= layer < len(blocks) for layer in layers):
-            raise UserError(f"CopyLayers cannot take the layers {layers} of a network with layers 0 to {len(blocks) - 1}.")
+            raise UserError(
+                f"CopyLayers cannot take the layers {layers} of a network with layers 0 to {len(blocks) - 1}."
+            )
         chosen = _chosen(network.state_dict(), path, layers)
         if self.layout == "distilbert":
             return _distilbert(network, chosen, len(layers))
@@ -69,7 +71,9 @@ class CopyLayers(Surgery):
         inner.num_hidden_layers = len(layers)
         if getattr(inner, "layer_types", None):
             inner.layer_types = [inner.layer_types[layer] for layer in layers]
-        return _filled(type(network), config, chosen, network.device)
+        student = _empty_like(network, config)
+        student.load_state_dict(chosen)
+        return student
 
 
 class RandomWeights(Surgery):
@@ -79,7 +83,7 @@ class RandomWeights(Surgery):
         """Return a new network of the same class and config."""
         if not isinstance(network, PreTrainedModel):
             raise UserError(f"RandomWeights needs a transformers model, and {type(network).__name__} is none.")
-        return type(network)(copy.deepcopy(network.config))
+        return _empty_like(network, copy.deepcopy(network.config))
 
 
 class AddHead(Surgery):
@@ -94,9 +98,7 @@ class AddHead(Surgery):
         UserError: the data have no labels, or transformers has no such head for the architecture.
     """
 
-    def __init__(
-        self, task: Literal["tagging", "classification", "similarity"], dropout: float | None = None
-    ) -> None:
+    def __init__(self, task: Literal["tagging", "classification", "similarity"], dropout: float | None = None) -> None:
         if task not in ("tagging", "classification", "similarity"):
             raise UserError(f"AddHead has no task '{task}': take 'tagging', 'classification' or 'similarity'.")
         if task == "similarity" and dropout is not None:
@@ -109,12 +111,15 @@ class AddHead(Surgery):
             raise UserError(f"AddHead needs a transformers model, and {type(network).__name__} is none.")
         base = network.base_model
         config = copy.deepcopy(base.config)
-        made = self._similarity(config) if self.task == "similarity" else self._labelled(config, facts.labels)
+        with torch.device(base.device):
+            made = self._similarity(config) if self.task == "similarity" else self._labelled(config, facts.labels)
         missing, unexpected = made.base_model.load_state_dict(base.state_dict(), strict=False)
         # A pooler belongs to the head: some heads bring a fresh one, others have no use for it.
         if wrong := [key for key in (*missing, *unexpected) if not key.startswith("pooler.")]:
-            raise UserError(f"AddHead: {type(made).__name__} does not take the weights of {type(base).__name__}: {wrong[0]}.")
-        return made.to(base.device)
+            raise UserError(
+                f"AddHead: {type(made).__name__} does not take the weights of {type(base).__name__}: {wrong[0]}."
+            )
+        return made
 
     def _similarity(self, config: PreTrainedConfig) -> PreTrainedModel:
         from kdbench.models.sentence import SentenceEncoder, SentenceEncoderConfig
@@ -138,7 +143,9 @@ class AddHead(Surgery):
         try:
             made = kinds[self.task].from_config(config)
         except ValueError as error:
-            raise UserError(f"transformers has no {self.task} head for the architecture '{config.model_type}'.") from error
+            raise UserError(
+                f"transformers has no {self.task} head for the architecture '{config.model_type}'."
+            ) from error
         if self.dropout is not None:  # DistilBERT's tagger, for one, reads no dropout of its own from the config
             inside = {id(module) for module in made.base_model.modules()}
             for module in made.modules():
@@ -158,21 +165,72 @@ def _chosen(state: dict[str, Tensor], path: str, layers: list[int]) -> dict[str,
     return kept
 
 
-def _filled(
-    kind: type[PreTrainedModel], config: PreTrainedConfig, state: dict[str, Tensor], device: torch.device
-) -> PreTrainedModel:
-    """Build a network and give it every weight; one that is missing or left over is an error."""
-    with torch.device(device):
-        network = kind(config)
-    lacking = network.base_model is not network and hasattr(network.base_model, "pooler")
-    del lacking
-    network.load_state_dict(state)
-    return network
+def _empty_like(network: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a network of the same class on the same device, with a pooler only where the given one has it."""
+    with torch.device(network.device):
+        made = type(network)(config)
+    if getattr(network, "pooler", made) is None:
+        made.pooler = None
+    return made
 
 
-# BERT's names -> DistilBERT's names
-EMBEDDINGS = {
-    "embeddings.word_embeddings.weight": "embeddings.word_embeddings.weight",
-    "embeddings.position_embeddings.weight": "embeddings.position_embeddings.weight",
-    "embeddings.LayerNorm": "embeddings.LayerNorm",
+# BERT's names -> DistilBERT's; the longer ones come first.
+DISTILBERT_NAMES = {
+    "bert.": "distilbert.",
+    "encoder.layer.": "transformer.layer.",
+    "attention.self.query.": "attention.q_lin.",
+    "attention.self.key.": "attention.k_lin.",
+    "attention.self.value.": "attention.v_lin.",
+    "attention.output.dense.": "attention.out_lin.",
+    "attention.output.LayerNorm.": "sa_layer_norm.",
+    "intermediate.dense.": "ffn.lin1.",
+    "output.dense.": "ffn.lin2.",
+    "output.LayerNorm.": "output_layer_norm.",
+    "cls.predictions.transform.dense.": "vocab_transform.",
+    "cls.predictions.transform.LayerNorm.": "vocab_layer_norm.",
+    "cls.predictions.decoder.": "vocab_projector.",
 }
+DISTILBERT_DROPS = ("token_type_embeddings.", "pooler.", "cls.seq_relationship.", "cls.predictions.bias")
+
+
+def _distilbert(network: PreTrainedModel, state: dict[str, Tensor], layers: int) -> PreTrainedModel:
+    """Return a DistilBERT with the weights of a BERT's state dict (of ``layers`` layers)."""
+    import transformers
+
+    bert = network.config
+    headed = isinstance(network, transformers.BertForMaskedLM | transformers.BertForPreTraining)
+    if not headed and not isinstance(network, transformers.BertModel):
+        raise UserError(
+            f"CopyLayers makes a DistilBERT of BertModel, BertForMaskedLM or BertForPreTraining, not of "
+            f"{type(network).__name__}: use the layout 'same', or add the head afterwards."
+        )
+    if bert.layer_norm_eps != 1e-12:
+        raise UserError(
+            f"CopyLayers: DistilBERT's layer norms have an epsilon of 1e-12 and this BERT's of {bert.layer_norm_eps}: "
+            "use the layout 'same'."
+        )
+    config = transformers.DistilBertConfig(
+        vocab_size=bert.vocab_size,
+        max_position_embeddings=bert.max_position_embeddings,
+        n_layers=layers,
+        n_heads=bert.num_attention_heads,
+        dim=bert.hidden_size,
+        hidden_dim=bert.intermediate_size,
+        dropout=bert.hidden_dropout_prob,
+        attention_dropout=bert.attention_probs_dropout_prob,
+        activation=bert.hidden_act,
+        initializer_range=bert.initializer_range,
+        pad_token_id=bert.pad_token_id,
+        tie_word_embeddings=bert.tie_word_embeddings,
+    )
+    with torch.device(network.device):
+        made = (transformers.DistilBertForMaskedLM if headed else transformers.DistilBertModel)(config)
+    renamed = {}
+    for key, value in state.items():
+        if any(part in key for part in DISTILBERT_DROPS):
+            continue
+        for old, new in DISTILBERT_NAMES.items():
+            key = key.replace(old, new)
+        renamed[key] = value
+    made.load_state_dict(renamed)
+    return made

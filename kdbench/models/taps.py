@@ -137,9 +137,7 @@ class Taps:
     def _unknown(self, name: str, fields: Iterable[str]) -> UserError:
         paths = [path for path, _ in self.network.named_modules() if path]
         names = [*fields, *paths, "logits", "embedding", "hidden_states.-1", "query.-1", "key.-1", "value.-1"]
-        return UserError(
-            f"{type(self.network).__name__} has no tap '{name}'.{nearest(name, names)} A tap is {KINDS}."
-        )
+        return UserError(f"{type(self.network).__name__} has no tap '{name}'.{nearest(name, names)} A tap is {KINDS}.")
 
 
 def check_view(network: nn.Module, view_keys: Iterable[str]) -> None:
