@@ -105,7 +105,8 @@ class FromHub(Origin):
     Args:
         name: the id, such as ``dumitrescustefan/bert-base-romanian-cased-v1``.
         architecture: a class of transformers.
-        revision: branch, tag or commit.
+        revision: branch, tag or commit; where only pickled weights lie on the main branch, the hub's converted ones are often
+            in a pull request: ``refs/pr/1``.
         then: surgeries on it, in order.
     """
 
@@ -139,8 +140,8 @@ class FromHub(Origin):
             yield
         except (OSError, ValueError, HTTPError) as error:
             raise UserError(
-                f"'{self.name}' cannot be loaded from the Hugging Face hub ({_sentence(error)}): check the id, that it has "
-                "safetensors weights, and the network connection."
+                f"'{self.name}' cannot be loaded from the Hugging Face hub ({_sentence(error)}): check the id, the network "
+                "connection, and that it has safetensors weights (perhaps under the revision refs/pr/N)."
             ) from error
 
 

@@ -72,7 +72,11 @@ class CopyLayers(Surgery):
         if getattr(inner, "layer_types", None):
             inner.layer_types = [inner.layer_types[layer] for layer in layers]
         student = _empty_like(network, config)
-        student.load_state_dict(chosen)
+        missing, unexpected = student.load_state_dict(chosen, strict=False)
+        if wrong := [*missing, *unexpected]:  # ModernBERT's first block, for one, has no norm in front
+            raise UserError(
+                f"CopyLayers: the layers {layers} do not fit their new places ({wrong[0]}): keep layer 0 first."
+            )
         return student
 
 

@@ -174,7 +174,9 @@ class _OutputHook:
         value = output if self.field is None else getattr(output, self.field, None)
         if value is None:  # a network that gives no such field keeps what its block has left
             return
-        value = value if isinstance(value, Tensor) else value[0]
+        value = (
+            value if isinstance(value, Tensor) else next(iter(value.values() if isinstance(value, Mapping) else value))
+        )
         self.recorder.values[self.name] = value if self.third is None else value.chunk(3, dim=-1)[self.third]
 
 
@@ -186,7 +188,7 @@ class _InputHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.recorder.values is not None:
-            self.recorder.values[self.name] = args[0] if args else next(iter(kwargs.values()))
+            self.recorder.values[self.name] = args[0] if args else next(iter(kwargs.values()), None)
 
 
 def _has_blocks(network: nn.Module) -> bool:
