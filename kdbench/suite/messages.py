@@ -8,6 +8,7 @@ IDLE_WARNINGS = (
     r"\s*Unable to serialize instance",
     "LightningCLI's args parameter is intended",
     ".*does not have many workers.*",
+    "Be aware that when using `ckpt_path`",
     ".*GPU available but not used.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
     ".*Checkpoint directory .* exists and is not empty.*",
