@@ -86,7 +86,8 @@ def test_a_file_lies_over_its_base(tmp_path):
     read = experiment.read(tmp_path / "experiments" / "b.yaml", overrides=[("model.weight_decay", 0.2)])
     assert read.name == "b"
     assert read.root == tmp_path
-    assert read.config["trainer"] == {"max_steps": 3}
+    assert read.config["trainer"]["max_steps"] == 3
+    assert read.config["trainer"]["use_distributed_sampler"] is False, "the shared defaults lie below every file"
     assert read.config["model"]["init_args"] == {"weight_decay": 0.2}
 
 
