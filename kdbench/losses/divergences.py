@@ -1,21 +1,33 @@
 """Divergences between a student's and a teacher's softened distributions.
 
 Throughout: logits ``[N, C]``, one row an example or a valid token; ``p = softmax(z_t / T)`` the teacher, ``q =
-softmax(z_s / T)`` the student; natural logarithm; sum over classes, mean over rows; softmax in float32 at least; the
-teacher without gradient. True divergences: 0 at equality.
+softmax(z_s / T)`` the student; natural logarithm; sum over classes, mean over rows (``reduction="none"``: each row,
+``[N]``); softmax in float32 at least; the teacher without gradient. True divergences: 0 at equality, no epsilon. All
+raise ValueError for shapes that differ and for a temperature that is not positive.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from kdbench.losses.base import RowLoss, at_least_float32, check_temperature, reduced
+from kdbench.losses.base import (
+    RowLoss,
+    at_least_float32,
+    check_choice,
+    check_same_shape,
+    check_share,
+    check_temperature,
+    reduced,
+)
 
 Direction = Literal["forward", "reverse"]
 Reduction = Literal["rows", "none"]
+OverClasses = Literal["mean", "sum"]
+Combine = Literal["mean_probabilities", "mean_logits"]
 
 
 def kl_divergence(
@@ -31,9 +43,8 @@ def kl_divergence(
     ``T^2`` keeps the size of the gradient: for T to infinity, ``T^2 KL`` tends to the squared difference of the centred
     logits over ``2 C``. Hinton et al. 2015, arXiv 1503.02531.
     """
+    check_choice("direction", direction, get_args(Direction))
     log_q, log_p = _logs(student, teacher, temperature)
-    if direction not in ("forward", "reverse"):
-        raise ValueError(f"direction is 'forward' or 'reverse', got '{direction}'")
     values = _kl(log_p, log_q) if direction == "forward" else _kl(log_q, log_p)
     return reduced(values * (temperature**2 if square_temperature else 1.0), reduction)
 
@@ -42,17 +53,18 @@ def soft_cross_entropy(
     student: Tensor,
     teacher: Tensor,
     temperature: float = 1.0,
-    square_temperature: bool = False,
     class_mean: bool = False,
+    square_temperature: bool = False,
     reduction: Reduction = "rows",
 ) -> Tensor:
     """Cross-entropy against soft targets: ``-sum_c p_c log q_c``; ``class_mean`` divides by C (TinyBERT, BiBERT).
 
-    It differs from the forward KL by the teacher's entropy, so its gradient is the same.
+    It differs from the forward KL by the teacher's entropy, so its gradient is the same. Jiao et al. 2020, arXiv
+    1909.10351.
     """
     log_q, log_p = _logs(student, teacher, temperature)
-    values = -_times_log(log_p, log_q).sum(-1)
-    values = values / student.shape[-1] if class_mean else values
+    p = log_p.exp()
+    values = -(p * log_q.masked_fill(p == 0, 0.0)).sum(-1) / (student.shape[-1] if class_mean else 1)
     return reduced(values * (temperature**2 if square_temperature else 1.0), reduction)
 
 
@@ -62,57 +74,67 @@ def jensen_shannon(
     """``beta KL(p || m) + (1 - beta) KL(q || m)`` with ``m = beta p + (1 - beta) q``; at most ln 2 for beta 1/2.
 
     For beta 0 it is taken as the forward KL and for 1 as the reverse one, the limits of its gradient (Agarwal et al.
-    2024, arXiv 2306.13649).
+    2024, arXiv 2306.13649). No ``T^2``.
     """
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta is a share in [0, 1], got {beta}")
+    check_share("beta", beta)
     log_q, log_p = _logs(student, teacher, temperature)
     if beta in (0, 1):
         return reduced(_kl(log_p, log_q) if beta == 0 else _kl(log_q, log_p), reduction)
-    shares = torch.tensor([beta, 1 - beta], dtype=log_q.dtype, device=log_q.device).log()
-    log_m = torch.logaddexp(log_p + shares[0], log_q + shares[1])
+    m = beta * log_p.exp() + (1 - beta) * log_q.exp()
+    log_m = m.masked_fill(m == 0, 1.0).log()  # where m is 0, p and q are too: logaddexp has a gradient of NaN there
     return reduced(beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m), reduction)
 
 
 def total_variation(
     student: Tensor, teacher: Tensor, temperature: float = 1.0, reduction: Reduction = "rows"
 ) -> Tensor:
-    """Total variation distance ``1/2 sum_c |p_c - q_c|``, in [0, 1]."""
+    """Total variation distance ``1/2 sum_c |p_c - q_c|``, in [0, 1]. No ``T^2``."""
     log_q, log_p = _logs(student, teacher, temperature)
     return reduced(0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1), reduction)
 
 
 def logit_mse(
-    student: Tensor, teacher: Tensor, over_classes: Literal["mean", "sum"] = "mean", reduction: Reduction = "rows"
+    student: Tensor, teacher: Tensor, over_classes: OverClasses = "mean", reduction: Reduction = "rows"
 ) -> Tensor:
-    """Squared difference of the logits, averaged or summed over classes."""
-    if over_classes not in ("mean", "sum"):
-        raise ValueError(f"over_classes is 'mean' or 'sum', got '{over_classes}'")
+    """Squared difference of the logits ``(z_s - z_t)^2``, averaged or summed over classes."""
+    check_choice("over_classes", over_classes, get_args(OverClasses))
+    check_same_shape(student, teacher)
     squares = (at_least_float32(student) - at_least_float32(teacher.detach())).square()
     return reduced(squares.mean(-1) if over_classes == "mean" else squares.sum(-1), reduction)
 
 
 def combine_logits(
     logits: Sequence[Tensor],
-    combine: Literal["mean_probabilities", "mean_logits"] = "mean_probabilities",
+    combine: Combine = "mean_probabilities",
     temperature: float = 1.0,
     weights: Sequence[float] | None = None,
 ) -> Tensor:
     """Logits of one teacher that stands for several: ``softmax(out / T) = sum_k w_k softmax(z_k / T)``.
 
-    ``mean_logits`` averages the logits themselves, which is another distribution. Weights sum to 1; equal by default.
+    Args:
+        logits: ``[N, C]`` of each teacher.
+        combine: ``mean_logits`` averages the logits themselves, ``sum_k w_k z_k``, which is another distribution.
+        temperature: of the distributions that are averaged.
+        weights: of the teachers, at least 0 and summing to 1; equal by default.
+
+    Returns:
+        ``[N, C]`` without gradient, float32 at least.
+
+    Raises:
+        ValueError: the weights do not fit, or the teachers' shapes differ.
     """
+    check_choice("combine", combine, get_args(Combine))
     check_temperature(temperature)
-    shares = torch.tensor(weights or [1 / len(logits)] * len(logits), dtype=torch.float64)
-    if len(shares) != len(logits) or (shares < 0).any() or not torch.isclose(shares.sum(), shares.new_tensor(1.0)):
-        raise ValueError(f"{len(logits)} teachers need as many weights >= 0 that sum to 1, got {weights}")
-    stacked = torch.stack([at_least_float32(each) for each in logits])
-    shares = shares.to(stacked).view(-1, *[1] * (stacked.dim() - 1))
+    if not logits or len({each.shape for each in logits}) > 1:
+        raise ValueError(f"teachers to combine must have one shape, got {[tuple(each.shape) for each in logits]}")
+    shares = [1 / len(logits)] * len(logits) if weights is None else list(weights)
+    if len(shares) != len(logits) or min(shares) < 0 or not math.isclose(sum(shares), 1.0, rel_tol=1e-5):
+        raise ValueError(f"{len(logits)} teachers need as many weights >= 0 that sum to 1, got {shares}")
+    voices = [(share, at_least_float32(each.detach())) for share, each in zip(shares, logits, strict=True) if share > 0]
     if combine == "mean_logits":
-        return (shares * stacked).sum(0)
-    if combine == "mean_probabilities":
-        return temperature * torch.logsumexp(log_softmax(stacked / temperature, -1) + shares.log(), 0)
-    raise ValueError(f"combine is 'mean_probabilities' or 'mean_logits', got '{combine}'")
+        return torch.stack([share * each for share, each in voices]).sum(0)
+    logs = torch.stack([log_softmax(each / temperature, -1) + math.log(share) for share, each in voices])
+    return temperature * logs.logsumexp(0)
 
 
 def fold_logits(logits: Tensor, groups: Tensor, size: int, temperature: float = 1.0) -> Tensor:
@@ -120,20 +142,33 @@ def fold_logits(logits: Tensor, groups: Tensor, size: int, temperature: float = 
 
     Args:
         logits: ``[N, V]``.
-        groups: the group of each class ``[V]``, -1 for classes that are dropped.
-        size: the number of groups; one without a member gets ``-inf``, a probability of 0.
+        groups: the group of each class, int64 ``[V]``; -1 for classes that are dropped.
+        size: the number of groups. One without a member gets the least finite number of the dtype: its probability is
+            exactly 0 and every divergence from a teacher without mass there is exact. Against a teacher with mass there
+            the KL is as good as infinite, as it should be.
         temperature: of the distribution that is folded.
 
     Returns:
-        ``[N, size]`` with ``softmax(out / T)`` the folded distribution.
+        ``[N, size]``, finite, with ``softmax(out / T)`` the folded distribution: ``T logsumexp(z / T)`` of each group.
+
+    Raises:
+        ValueError: the groups do not fit the classes or the size (the latter seen on CPU only).
     """
     check_temperature(temperature)
+    if groups.shape != logits.shape[-1:]:
+        raise ValueError(f"{logits.shape[-1]} classes need as many groups, got the shape {tuple(groups.shape)}")
+    if groups.device.type == "cpu" and groups.numel() and int(groups.max()) >= size:
+        raise ValueError(f"the group {int(groups.max())} is outside the {size} groups")
     scaled = at_least_float32(logits) / temperature
-    folded = scaled.new_full((len(logits), size), -torch.inf)
-    for place, (members, targets) in enumerate(_rounds(groups)):
-        values = scaled[:, members]
-        folded = folded.index_copy(1, targets, torch.logaddexp(folded[:, targets], values) if place else values)
-    return temperature * folded
+    place = torch.where(groups < 0, size, groups)  # one place more for what is dropped
+    totals = scaled.new_zeros(len(scaled), size + 1)
+    # logsumexp around each group's own highest logit, so that no rare group is lost beside a frequent one
+    highest = (totals - torch.inf).scatter_reduce(1, place.expand_as(scaled), scaled.detach(), "amax")
+    empty = highest == -torch.inf
+    highest = highest.masked_fill(empty, 0.0)
+    totals = totals.index_add(1, place, (scaled - highest[:, place]).exp()).masked_fill(empty, 1.0)
+    folded = temperature * (highest + totals.log())
+    return folded.masked_fill(empty, torch.finfo(folded.dtype).min)[:, :size]
 
 
 class KLDivergence(RowLoss):
@@ -144,7 +179,8 @@ class KLDivergence(RowLoss):
     ) -> None:
         super().__init__()
         self.temperature = check_temperature(temperature)
-        self.direction, self.square_temperature = direction, square_temperature
+        self.direction = check_choice("direction", direction, get_args(Direction))
+        self.square_temperature = square_temperature
 
     def per_row(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence of each row."""
@@ -154,14 +190,14 @@ class KLDivergence(RowLoss):
 class SoftCrossEntropy(RowLoss):
     """:func:`soft_cross_entropy` of rows."""
 
-    def __init__(self, temperature: float = 1.0, square_temperature: bool = False, class_mean: bool = False) -> None:
+    def __init__(self, temperature: float = 1.0, class_mean: bool = False, square_temperature: bool = False) -> None:
         super().__init__()
         self.temperature = check_temperature(temperature)
-        self.square_temperature, self.class_mean = square_temperature, class_mean
+        self.class_mean, self.square_temperature = class_mean, square_temperature
 
     def per_row(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the cross-entropy of each row."""
-        return soft_cross_entropy(student, target, self.temperature, self.square_temperature, self.class_mean, "none")
+        return soft_cross_entropy(student, target, self.temperature, self.class_mean, self.square_temperature, "none")
 
 
 class JensenShannon(RowLoss):
@@ -169,7 +205,7 @@ class JensenShannon(RowLoss):
 
     def __init__(self, temperature: float = 1.0, beta: float = 0.5) -> None:
         super().__init__()
-        self.temperature, self.beta = check_temperature(temperature), beta
+        self.temperature, self.beta = check_temperature(temperature), check_share("beta", beta)
 
     def per_row(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence of each row."""
@@ -191,9 +227,9 @@ class TotalVariation(RowLoss):
 class LogitMSE(RowLoss):
     """:func:`logit_mse` of rows."""
 
-    def __init__(self, over_classes: Literal["mean", "sum"] = "mean") -> None:
+    def __init__(self, over_classes: OverClasses = "mean") -> None:
         super().__init__()
-        self.over_classes = over_classes
+        self.over_classes = check_choice("over_classes", over_classes, get_args(OverClasses))
 
     def per_row(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the squared difference of each row."""
@@ -203,30 +239,12 @@ class LogitMSE(RowLoss):
 def _logs(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return ``log q`` and ``log p``."""
     check_temperature(temperature)
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"student and teacher must have the same rows and classes, got {tuple(student.shape)} and {tuple(teacher.shape)}"
-        )
+    check_same_shape(student, teacher)
     log_q = log_softmax(at_least_float32(student) / temperature, -1)
     return log_q, log_softmax(at_least_float32(teacher.detach()) / temperature, -1)
 
 
-def _rounds(groups: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield ``(classes, groups)`` so that each round names a group at most once: the first member, the second, ..."""
-    members = torch.nonzero(groups >= 0).squeeze(1)
-    targets, order = groups[members].sort(stable=True)
-    members = members[order]
-    place = torch.arange(len(targets), device=groups.device) - torch.searchsorted(targets, targets)
-    for turn in range(int(place.max()) + 1 if len(place) else 0):
-        yield members[place == turn], targets[place == turn]
-
-
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """Return ``sum a (log a - log b)`` over classes, with 0 log 0 = 0."""
-    return (_times_log(log_a, log_a) - _times_log(log_a, log_b)).sum(-1)
-
-
-def _times_log(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """Return ``a log b`` with ``0 log 0 = 0`` and no NaN in the gradient."""
-    nothing = log_a == -torch.inf
-    return log_a.masked_fill(nothing, 0.0).exp().masked_fill(nothing, 0.0) * log_b.masked_fill(nothing, 0.0)
+    """Return ``sum a (log a - log b)`` over classes, with 0 log 0 = 0 in the value and in the gradient."""
+    a = log_a.exp()
+    return (a * (log_a - log_b).masked_fill(a == 0, 0.0)).sum(-1)
