@@ -78,7 +78,7 @@ class EnsembleDistillation(Distillation):
                     f"say how they meet, for example 'align: {{{name}: shared_words}}'."
                 )
             if kind == "fold_vocabulary":
-                found[name] = FoldVocabulary(fold_vocabulary(ours, theirs), len(theirs))
+                found[name] = FoldVocabulary(fold_vocabulary(ours, theirs))
             elif kind in ("shared_words", "hidden_only"):
                 student_forms, teacher_forms, forms = shared_forms(ours, theirs)
                 if not forms:
@@ -101,15 +101,18 @@ class EnsembleDistillation(Distillation):
 class FoldVocabulary(nn.Module):
     """Equal segmentation, a many-to-one map of the student's pieces to the teacher's.
 
+    A teacher's piece that no piece of the student folds onto is left out of the teacher's distribution too: there the
+    student has no mass, and the divergence would be infinite.
+
     Args:
         groups: the teacher's piece of each of the student's ``[V_s]``.
-        size: the number of the teacher's pieces.
     """
 
-    def __init__(self, groups: Tensor, size: int) -> None:
+    def __init__(self, groups: Tensor) -> None:
         super().__init__()
-        self.register_buffer("groups", groups, persistent=False)
-        self.size = size
+        reached, forms = groups.unique(return_inverse=True)
+        self.register_buffer("reached", reached, persistent=False)
+        self.register_buffer("forms", forms, persistent=False)
 
     def forward(
         self, student: Tensor, teacher: Tensor, tap: str, temperature: float, batch: Batch, mask: Tensor | None
@@ -120,7 +123,9 @@ class FoldVocabulary(nn.Module):
                 "fold_vocabulary needs texts that both tokenizers cut alike, and these are not: use shared_words."
             )
         ours, theirs = same_rows(student, teacher, tap, temperature, batch, mask)
-        return (fold_logits(ours, self.groups, self.size, temperature) if tap == "logits" else ours), theirs
+        if tap != "logits":
+            return ours, theirs
+        return fold_logits(ours, self.forms, len(self.reached), temperature), theirs[:, self.reached]
 
 
 class SharedWords(nn.Module):
