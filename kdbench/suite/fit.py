@@ -1,6 +1,7 @@
 """Fitting, testing and recording the stages of a chain with LightningCLI."""
 
 import contextlib
+import copy
 import errno
 import json
 import logging
@@ -147,7 +148,7 @@ def _measure(cli: LightningCLI, stage: Stage, verb: str) -> dict[str, float]:
 def _build(stage: Stage, callbacks: list[pl.Callback], loggers: list[Logger] | bool, quiet: bool) -> LightningCLI:
     """Return LightningCLI with everything built; all faults of the config in one :class:`UserError`."""
     check.check(stage.config)
-    config = {key: value for key, value in stage.config.items() if key not in ("fit", "stages")}
+    config = copy.deepcopy({key: value for key, value in stage.config.items() if key not in ("fit", "stages")})
     defaults = {
         "callbacks": callbacks,
         "logger": loggers,
@@ -219,7 +220,11 @@ def _record(stage: Stage, metrics: dict[str, float], seconds: float, cli: Lightn
 def _references(stage: Stage) -> dict[str, str]:
     """Return what each reference of the config is: the run or folder that the student is compared with."""
     found = arguments(stage.config["model"]).get("references") or {}
-    return {name: each if isinstance(each, str) else runs.digest(each) for name, each in found.items()}
+    runs_of = {name: stage.parents.get(f"model.references.{name}") for name in found}
+    return {
+        name: f"{run.name}/{run.folder.name}" if (run := runs_of[name]) else runs.digest(each)
+        for name, each in found.items()
+    }
 
 
 def _source_version() -> str | None:
