@@ -123,3 +123,15 @@ def test_a_mistake_that_only_building_shows(name, tmp_path):
     assert "Traceback" not in told.stderr
     for sentence in sentences:
         assert sentence in told.stderr
+
+
+@pytest.mark.slow
+def test_an_embedded_fit_imports_nothing_that_it_does_not_use(tmp_path):
+    code = (
+        "import sys; from kdbench import cli; "
+        "cli.run('fit --quiet --config experiments/distilbert_ro/teacher_cased.yaml --trainer.max_steps 2'.split()); "
+        "print([name for name in ('datasets', 'wandb', 'diffusers') if name in sys.modules])"
+    )
+    environment = {**os.environ, "KDBENCH_RUNS": str(tmp_path)}
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert told.stdout.strip().endswith("[]"), told.stderr
