@@ -154,8 +154,7 @@ class Objective(nn.Module):
             return field(batch, term.mask).bool()
         if not getattr(term.loss, "takes_rows", False) or not isinstance(value, Tensor) or value.dim() < 3:
             return None
-        view, _, _ = split_tap(term.students[0], batch)
-        return batch[view]["attention_mask"].bool()
+        return batch[view_of(term.students[0], batch)]["attention_mask"].bool()
 
 
 def field(batch: Batch, name: str) -> Tensor:
@@ -165,12 +164,10 @@ def field(batch: Batch, name: str) -> Tensor:
     return batch[name]
 
 
-def split_tap(name: str, batch: Batch) -> tuple[str, str, str]:
-    """Return ``(view, tap, name)`` of a student's tap; without a view it is read from ``inputs``."""
-    view, _, tap = name.partition(".")
-    if isinstance(batch.get(view), Mapping) and tap:
-        return view, tap, name
-    return "inputs", name, name
+def view_of(tap: str, batch: Batch) -> str:
+    """Return the view that a student's tap ``[view.]tap`` is read from; without one, ``inputs``."""
+    view, _, rest = tap.partition(".")
+    return view if rest and isinstance(batch.get(view), Mapping) else "inputs"
 
 
 def _combined(teachers: Sequence[tuple[float, Tensor]], combine: str, temperature: float) -> Tensor:

@@ -25,9 +25,6 @@ class Task:
     taps: ClassVar[tuple[str, ...]] = ("logits",)
     """What evaluation reads of a network, view included where there are several roles."""
 
-    best: ClassVar[str]
-    """The score by which a checkpoint is best, higher is better."""
-
     def __init__(self, labels: list[str] | None = None) -> None:
         self.labels = labels or []
 
@@ -63,8 +60,6 @@ class Task:
 class MaskedLanguage(Task):
     """Masked tokens: accuracy and perplexity over the masked positions of each network's own view."""
 
-    best = "accuracy"
-
     def objective(self) -> dict[str, Term]:
         """Return the cross-entropy of the masked tokens."""
         return {"masked": Term(CrossEntropy(), labels="masked_labels")}
@@ -90,8 +85,6 @@ class MaskedLanguage(Task):
 class Classification(Task):
     """One class an example: corpus-level accuracy and macro-F1."""
 
-    best = "macro_f1"
-
     def predictions(self, outputs: Mapping[str, Tensor], batch: Batch, view: str) -> Tensor:
         """Return the logits ``[B, C]``."""
         return outputs["logits"]
@@ -103,8 +96,6 @@ class Classification(Task):
 
 class Tagging(Task):
     """One class a word, read at its first piece: corpus-level accuracy and macro-F1; entity F1 for BIO tags."""
-
-    best = "macro_f1"
 
     def predictions(self, outputs: Mapping[str, Tensor], batch: Batch, view: str) -> Tensor:
         """Return the logits at the first piece of every word ``[N, C]``, in the order of the text."""
@@ -146,7 +137,6 @@ class Similarity(Task):
     """A real-valued score of a pair, the scaled cosine of two sentence vectors: Pearson, Spearman."""
 
     taps = ("first.embedding", "second.embedding")
-    best = "pearson"
     scale = 5.0
 
     def objective(self) -> dict[str, Term]:

@@ -55,13 +55,12 @@ def _faults_of(place: str, node: Config) -> list[str]:
         for key in node
         if key not in ("class_path", "init_args")
     ]
-    given = set(node.get("init_args", {})) | ({"params"} if name in ("AdamW", "Adam", "SGD") else set())
     faults += [
         f"{place}: {name} needs '{key}'."
         for key, each in parameters.items()
         if each.default is inspect.Parameter.empty
-        and key not in given
-        and key != "params"
+        and key not in node.get("init_args", {})
+        and key != "params"  # an optimiser's, given to it when it is made
         and each.kind is not inspect.Parameter.VAR_POSITIONAL
     ]
     return faults

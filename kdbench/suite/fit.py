@@ -148,7 +148,7 @@ def _measure(cli: LightningCLI, stage: Stage, verb: str) -> dict[str, float]:
 def _build(stage: Stage, callbacks: list[pl.Callback], loggers: list[Logger] | bool, quiet: bool) -> LightningCLI:
     """Return LightningCLI with everything built; all faults of the config in one :class:`UserError`."""
     check.check(stage.config)
-    config = copy.deepcopy({key: value for key, value in stage.config.items() if key not in ("fit", "stages")})
+    config = copy.deepcopy(stage.config)  # jsonargparse may change what it is given
     defaults = {
         "callbacks": callbacks,
         "logger": loggers,
