@@ -1,0 +1,241 @@
+"""DataModules of labelled text: classification, tagging, similarity."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdbench.data.corruption import IGNORED
+from kdbench.data.text import Item, Row, TextData, as_view, field, pad, view_key
+from kdbench.data.tokenizers import TokenizerTraining, encode_words
+from kdbench.errors import UserError
+
+
+class LabelledText(TextData):
+    """Texts with labels, for fine-tuning; a view is just ids and mask."""
+
+    def as_batch(self, split: str, chosen: Sequence[tuple[Item, int]], roles: Sequence[str]) -> dict[str, Any]:
+        """Return id, draw and, for every role and view, the padded ids."""
+        batch: dict[str, Any] = {
+            "id": torch.tensor([item["id"] for item, _ in chosen]),
+            "draw": torch.tensor([draw for _, draw in chosen]),
+        }
+        for view in self.view_names(split):
+            for role in roles:
+                coded = [item[view_key(role, view)] for item, _ in chosen]
+                lengths = np.array([len(each) for each in coded])
+                name = view if role == "inputs" else view_key(role, view)
+                batch[name] = as_view(pad(coded, self.tokenizers[view].pad_token_id), lengths)
+        return batch
+
+
+class TextClassification(LabelledText):
+    """One class a text, or a pair of texts joined by the tokenizer.
+
+    Args:
+        dataset: see :class:`TextData`.
+        label: the field of the row that holds the class.
+        text: the field of the text, or two fields that are joined as a pair.
+        classes: names of classes and the values of the field that belong to each; default: every value is a class.
+        source: see :class:`TextData`.
+        batch_size: see :class:`TextData`.
+        max_length: see :class:`TextData`.
+        tokenizer: see :class:`TextData`.
+        group_by_length: see :class:`TextData`.
+        eval_batch_size: see :class:`TextData`.
+        num_workers: see :class:`TextData`.
+    """
+
+    task = "classification"
+
+    def __init__(
+        self,
+        dataset: str,
+        label: str,
+        text: str | list[str] = "text",
+        classes: dict[str, list[str | int]] | None = None,
+        source: str = "embedded",
+        batch_size: int = 32,
+        max_length: int = 128,
+        tokenizer: TokenizerTraining | None = None,
+        group_by_length: bool = True,
+        eval_batch_size: int = 64,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            dataset, source, batch_size, max_length, tokenizer, group_by_length, eval_batch_size, num_workers
+        )
+        self.label, self.classes = label, classes
+        self.fields = [text] if isinstance(text, str) else list(text)
+        if len(self.fields) not in (1, 2):
+            raise ValueError(f"a text is one field or a pair of two, got {self.fields}")
+
+    def texts(self, row: Row) -> list[str]:
+        """Return the text, or both texts of the pair."""
+        return [field(row, name) for name in self.fields]
+
+    def read_labels(self, rows: dict[str, list[Row]]) -> list[str]:
+        """Return the classes as named, or every value of the field in order."""
+        values = sorted({field(row, self.label) for split in rows.values() for row in split})
+        if self.classes is None:
+            self.number = {value: place for place, value in enumerate(values)}
+            return [str(value) for value in values]
+        self.number = {value: place for place, own in enumerate(self.classes.values()) for value in own}
+        for value in values:
+            if value not in self.number:
+                raise UserError(
+                    f"'{self.dataset}' has the label {value!r}, which no class of {list(self.classes)} holds."
+                )
+        return list(self.classes)
+
+    def encode(self, rows: list[Row]) -> list[Item]:
+        """Return the pieces of every view and the number of the class."""
+        columns = [[field(row, name) for row in rows] for name in self.fields]
+        items: list[Item] = [{"label": self.number[field(row, self.label)]} for row in rows]
+        for view, tokenizer in self.tokenizers.items():
+            coded = tokenizer(*columns, truncation=True, max_length=self.max_length)["input_ids"]
+            for item, ids in zip(items, coded, strict=True):
+                item[view_key("inputs", view)] = np.asarray(ids)
+        return [item | {"length": len(item["inputs"])} for item in items]
+
+    def collate(self, split: str, chosen: Sequence[tuple[Item, int]]) -> dict[str, Any]:
+        """Return the views and the classes ``[B]``."""
+        batch = self.as_batch(split, chosen, ["inputs"])
+        return batch | {"labels": torch.tensor([item["label"] for item, _ in chosen])}
+
+
+class TokenTagging(LabelledText):
+    """One class a word, learnt and read at its first piece.
+
+    Args:
+        dataset: see :class:`TextData`.
+        label: the field of the row that holds the words' classes.
+        source: see :class:`TextData`.
+        batch_size: see :class:`TextData`.
+        max_length: see :class:`TextData`; words beyond it in any view are not scored.
+        tokenizer: see :class:`TextData`.
+        group_by_length: see :class:`TextData`.
+        eval_batch_size: see :class:`TextData`.
+        num_workers: see :class:`TextData`.
+    """
+
+    task = "tagging"
+
+    def __init__(
+        self,
+        dataset: str,
+        label: str,
+        source: str = "embedded",
+        batch_size: int = 32,
+        max_length: int = 128,
+        tokenizer: TokenizerTraining | None = None,
+        group_by_length: bool = True,
+        eval_batch_size: int = 64,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            dataset, source, batch_size, max_length, tokenizer, group_by_length, eval_batch_size, num_workers
+        )
+        self.label = label
+
+    def texts(self, row: Row) -> list[str]:
+        """Return the words as one text."""
+        return [" ".join(row["words"])]
+
+    def read_labels(self, rows: dict[str, list[Row]]) -> list[str]:
+        """Return the tag set of all splits: a tag that training lacks is still a class, and every miss counts."""
+        return sorted({tag for split in rows.values() for row in split for tag in field(row, self.label)})
+
+    def encode(self, rows: list[Row]) -> list[Item]:
+        """Return the pieces, the first piece of each word and the words' classes; words cut in any view are left out."""
+        number = {tag: place for place, tag in enumerate(self.labels)}
+        words = [row["words"] for row in rows]
+        views = {view: encode_words(tok, words, self.max_length) for view, tok in self.tokenizers.items()}
+        items = []
+        for place, row in enumerate(rows):
+            labels = np.array([number[tag] for tag in field(row, self.label)])
+            item: Item = {}
+            kept = np.ones(len(labels), dtype=bool)
+            for view, coded in views.items():
+                ids, word_index = coded[place]
+                first = np.full(len(labels), -1)
+                seen, at = np.unique(word_index, return_index=True)
+                first[seen[seen >= 0]] = at[seen >= 0]
+                kept &= first >= 0
+                item[view_key("inputs", view)], item[view_key("first", view)] = ids, first
+            item["labels"] = np.where(kept, labels, IGNORED)
+            items.append(item | {"length": len(item["inputs"])})
+        return [item for item in items if (item["labels"] != IGNORED).any()]
+
+    def collate(self, split: str, chosen: Sequence[tuple[Item, int]]) -> dict[str, Any]:
+        """Return the views, the classes of words ``[B, W]`` and, for training, of the student's pieces ``[B, S]``."""
+        batch = self.as_batch(split, chosen, ["inputs"])
+        words = pad([item["labels"] for item, _ in chosen], IGNORED)
+        for view in self.view_names(split):
+            first = pad([item[view_key("first", view)] for item, _ in chosen], 0)
+            batch[view_key("first_piece", view)] = torch.from_numpy(np.maximum(first, 0))
+        pieces = np.full(tuple(batch["inputs"]["input_ids"].shape), IGNORED)
+        rows, places = np.nonzero(words != IGNORED)
+        pieces[rows, batch["first_piece"].numpy()[rows, places]] = words[rows, places]
+        return batch | {"word_labels": torch.from_numpy(words), "labels": torch.from_numpy(pieces)}
+
+
+class TextSimilarity(LabelledText):
+    """Two texts, each encoded alone, and a score of their similarity.
+
+    Args:
+        dataset: see :class:`TextData`.
+        first: the field of the first text.
+        second: the field of the second text.
+        score: the field of the score, from 0 to 5.
+        source: see :class:`TextData`.
+        batch_size: see :class:`TextData`.
+        max_length: see :class:`TextData`.
+        tokenizer: see :class:`TextData`.
+        group_by_length: see :class:`TextData`.
+        eval_batch_size: see :class:`TextData`.
+        num_workers: see :class:`TextData`.
+    """
+
+    task = "similarity"
+
+    def __init__(
+        self,
+        dataset: str,
+        first: str = "first",
+        second: str = "second",
+        score: str = "score",
+        source: str = "embedded",
+        batch_size: int = 32,
+        max_length: int = 128,
+        tokenizer: TokenizerTraining | None = None,
+        group_by_length: bool = True,
+        eval_batch_size: int = 64,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            dataset, source, batch_size, max_length, tokenizer, group_by_length, eval_batch_size, num_workers
+        )
+        self.fields = {"first": first, "second": second}
+        self.score = score
+
+    def texts(self, row: Row) -> list[str]:
+        """Return both texts."""
+        return [field(row, name) for name in self.fields.values()]
+
+    def encode(self, rows: list[Row]) -> list[Item]:
+        """Return the pieces of both texts in every view, and the score."""
+        items: list[Item] = [{"score": float(field(row, self.score))} for row in rows]
+        for view, tokenizer in self.tokenizers.items():
+            for role, name in self.fields.items():
+                texts = [field(row, name) for row in rows]
+                coded = tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
+                for item, ids in zip(items, coded, strict=True):
+                    item[view_key(role, view)] = np.asarray(ids)
+        return [item | {"length": max(len(item["first"]), len(item["second"]))} for item in items]
+
+    def collate(self, split: str, chosen: Sequence[tuple[Item, int]]) -> dict[str, Any]:
+        """Return both texts' views and the scores ``[B]``."""
+        batch = self.as_batch(split, chosen, ["first", "second"])
+        return batch | {"labels": torch.tensor([item["score"] for item, _ in chosen])}
