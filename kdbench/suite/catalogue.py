@@ -41,6 +41,12 @@ def names() -> dict[str, str]:
     return TORCH | {name: path for name, (path, _) in classes().items()}
 
 
+def short(dotted: str) -> str:
+    """Return the short name of a class given by its dotted path; a foreign class keeps its path."""
+    name = dotted.rpartition(".")[2]
+    return name if names().get(name) == dotted else dotted
+
+
 def resolve(name: str) -> str:
     """Return the dotted path of a class named shortly or in full; raise :class:`UserError` for an unknown short name."""
     if "." in name:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdbench.data import registry
 from kdbench.errors import UserError
-from kdbench.suite import experiment, runs
+from kdbench.suite import catalogue, experiment, runs
 from kdbench.suite.experiment import Config, Experiment
 
 FROM_RUN = "kdbench.models.origins.FromRun"
@@ -121,7 +121,10 @@ def _apply(config: Config, changes: Config) -> Config:
 
 
 def _identity(name: str, config: Config, parents: dict[str, Stage]) -> Config:
-    """Return what decides the result: the config without idle keys and paths, the data's content, the parents' ids."""
+    """Return what decides the result: the config without idle keys and paths, the data's content, the parents' ids.
+
+    Classes go in by their short names, so that a class that moves to another file keeps its runs.
+    """
     kept = copy.deepcopy(config)
     for section, keys in IDLE.items():
         node = kept.get(section, {})
@@ -130,6 +133,7 @@ def _identity(name: str, config: Config, parents: dict[str, Stage]) -> Config:
     for _, node in experiment.nodes(kept):
         if node["class_path"] == FROM_RUN:
             node["init_args"].pop("run", None)
+        node["class_path"] = catalogue.short(node["class_path"])
     data = arguments(config.get("data"))
     content = registry.fingerprint(data["dataset"], data.get("source", "embedded")) if "dataset" in data else None
     made_from = {place: stage.id for place, stage in parents.items() if not _is_idle(place)}
