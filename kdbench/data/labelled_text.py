@@ -13,7 +13,9 @@ from kdbench.errors import UserError
 
 
 class LabelledText(TextData):
-    """Texts with labels, for fine-tuning; a view is just ids and mask."""
+    """Texts with labels, for fine-tuning; a view is just ids and mask, and nothing about it is random."""
+
+    draws = 1
 
     def as_batch(self, split: str, chosen: Sequence[tuple[Item, int]], roles: Sequence[str]) -> dict[str, Any]:
         """Return id, draw and, for every role and view, the padded ids."""

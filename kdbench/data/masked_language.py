@@ -27,8 +27,9 @@ class MaskedLanguageModeling(TextData):
         tokenizer: see :class:`TextData`.
         rate: the share of tokens that is predicted.
         power: of the token counts; 0 masks all tokens alike.
-        draws: how many maskings a row has, taken in turn, the share counted by rows; None draws anew in each epoch, the
-            share counted over the batch as DistilBERT's code does.
+        draws: how many maskings a row has, taken in turn, the share counted by rows; they belong to the data, whatever the
+            seed of the run, so that runs can share what a teacher says of them. None draws anew in each epoch, the share
+            counted over the batch as DistilBERT's code does.
         min_length: shorter texts, in pieces, are dropped from training.
         group_by_length: see :class:`TextData`.
         eval_batch_size: see :class:`TextData`.
@@ -89,13 +90,13 @@ class MaskedLanguageModeling(TextData):
     def collate(self, split: str, chosen: Sequence[tuple[Item, int]]) -> dict[str, Any]:
         """Return ids, masks and masked labels of every view; the maskings of validation and test never change."""
         views = self.view_names(split)
-        training = split == "train"
+        endless = split == "train" and self.draws is None
         noise = {
-            "seed": self.seed if training else 0,
+            "seed": self.seed if endless else 0,
             "rows": np.array([item["id"] for item, _ in chosen]),
             "draws": np.array([draw for _, draw in chosen]),
             "rate": self.rate,
-            "per": "batch" if training and self.draws is None else "row",
+            "per": "batch" if endless else "row",
         }
         ids = {view: pad([item[view][0] for item, _ in chosen], self.tokenizers[view].pad_token_id) for view in views}
         words = {view: pad([item[view][1] for item, _ in chosen], -1) for view in views}

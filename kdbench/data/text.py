@@ -47,6 +47,8 @@ class TextData(pl.LightningDataModule):
     """
 
     task: ClassVar[str]
+    draws: int | None
+    """How many random versions a row has; None: a new one in every epoch."""
 
     def __init__(
         self,
@@ -70,7 +72,6 @@ class TextData(pl.LightningDataModule):
         self.tokenizer = tokenizer
         self.group_by_length = group_by_length
         self.num_workers = num_workers
-        self.draws: int | None = None
         self.labels: list[str] | None = None
         self.views: dict[str, str] = {}
         self.tokenizers: dict[str, PreTrainedTokenizerBase] = {}
