@@ -45,18 +45,18 @@ def deal(lengths: Lengths, ranks: int, order: Order = "snake", cost: tuple[float
         return _greedy(longest_first, work(lengths[longest_first], cost), ranks)
     stripes = longest_first.reshape(-1, ranks)
     if order == "snake":
-        stripes[1::2] = stripes[1::2, ::-1].copy()
+        stripes[1::2] = stripes[1::2, ::-1]
     return stripes.T
 
 
-def _greedy(rows: np.ndarray, work: np.ndarray, ranks: int) -> np.ndarray:
+def _greedy(rows: np.ndarray, of_row: np.ndarray, ranks: int) -> np.ndarray:
     dealt: list[list[int]] = [[] for _ in range(ranks)]
     with_room = [(0.0, rank) for rank in range(ranks)]  # a heap of (work so far, rank)
-    for row, more in zip(rows.tolist(), work.tolist(), strict=True):
-        load, rank = heapq.heappop(with_room)
+    for row, more in zip(rows.tolist(), of_row.tolist(), strict=True):
+        so_far, rank = heapq.heappop(with_room)
         dealt[rank].append(row)
         if len(dealt[rank]) < len(rows) // ranks:
-            heapq.heappush(with_room, (load + more, rank))
+            heapq.heappush(with_room, (so_far + more, rank))
     return np.array(dealt, dtype=np.int64)
 
 
@@ -87,14 +87,14 @@ def imbalance_bound(lengths: Lengths, ranks: int, cost: tuple[float, float] = (1
     """Return what :func:`imbalance` never exceeds after :func:`deal`, whatever the order and the batch size.
 
     ``1 + (w_max - w_min) / (B mean(w))`` for the work w of a row: two ranks never differ by more than the longest and
-    the shortest row do. In stripes, which are sorted, the differences within each add up to no more than that; of two
-    greedy ranks, the one that gets its j-th row later gets the smaller row or, if it has more work in j rows, it was
-    the less loaded one before that row.
+    the shortest row do. In sorted stripes, the differences within each add up to no more than that. A greedy rank's
+    lead over another in its first j rows does not grow if its j-th row is dealt after the other's (it is no longer),
+    and is at most the difference of the two if before (the rank had no more work until then).
 
     Args:
         lengths: length of each row of the global batch, ``[R * B]``, some above 0.
         ranks: number of ranks, R.
-        cost: ``(a, b)`` as given to ``deal``.
+        cost: ``(a, b)``: a row of length l is ``a l + b l^2`` work; ``greedy`` must be dealt with the same one.
 
     Source: Zeng et al. 2022, arXiv 2208.08124, for their dealing.
     """

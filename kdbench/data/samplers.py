@@ -1,14 +1,17 @@
 """The order of the rows: batches of like length, drawn anew each epoch, resumable at any batch."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from torch import Generator
 from torch.utils.data import DataLoader, Sampler
 
+from kdbench.data import balance
 from kdbench.data.noise import uniform
 from kdbench.errors import UserError
+
+Deal = Literal[balance.Order, "interleaved"]
 
 
 class GroupedBatches(Sampler[list[tuple[int, int]]]):
@@ -16,9 +19,11 @@ class GroupedBatches(Sampler[list[tuple[int, int]]]):
 
     Each epoch is a pure function of ``(seed, epoch)``: shuffle the rows, cut them in chunks of ``group`` rounds of
     ``batch_size * world`` rows, sort each chunk by length, cut it in rounds, shuffle the rounds, and deal each round
-    to the ranks. So the ranks hold rows of like length at every step and take equally many steps, and the union of
-    their batches is the batch that one process would see with ``batch_size * world``. At most ``world - 1`` rows an
-    epoch are left out for that (``drop_last``: the short round too), other rows each time.
+    to the ranks, by default so that their rows sum to about the same length. So the ranks hold equally many rows of
+    like length at every step, have about equal work and take equally many steps, and the union of their batches is
+    the batch that one process would see with ``batch_size * world``; every rank plans this alone, without
+    communication. At most ``world - 1`` rows an epoch are left out for that (``drop_last``: the short round too),
+    other rows each time.
 
     Without ``shuffle`` (evaluation) the rows come in order, or by length where ``lengths`` are given (stable), and are
     dealt to the ranks one by one: every row exactly once, so that ranks may differ by one row and by one batch.
@@ -35,10 +40,15 @@ class GroupedBatches(Sampler[list[tuple[int, int]]]):
             wants 1, for the same noise each time.
         rank: this process, from 0.
         world: number of processes.
+        deal: how a shuffled round is dealt to the ranks: by length in an order of :func:`kdbench.data.balance.deal`, or
+            ``interleaved``: row by row as they come, which is also what happens where all rows are equally long or
+            there are no lengths. ``group`` 1 and ``dealt`` are the padding exchange of Zeng et al. 2022, arXiv
+            2208.08124, which sorts inside one global batch only.
 
     Raises:
         UserError: a batch size below 1, or too few rows for one batch.
-        ValueError: ``lengths`` does not have ``rows`` entries, or ``drop_last`` without ``shuffle``.
+        ValueError: ``lengths`` does not have ``rows`` entries, ``drop_last`` without ``shuffle``, or an unknown
+            ``deal``.
     """
 
     def __init__(
@@ -53,6 +63,7 @@ class GroupedBatches(Sampler[list[tuple[int, int]]]):
         draws: int | None = None,
         rank: int = 0,
         world: int = 1,
+        deal: Deal = "snake",
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}: a batch needs at least one row.")
@@ -60,12 +71,16 @@ class GroupedBatches(Sampler[list[tuple[int, int]]]):
             raise ValueError(f"{len(lengths)} lengths for {rows} rows")
         if drop_last and not shuffle:
             raise ValueError("drop_last leaves rows out, and without shuffle always the same ones")
+        if deal not in get_args(Deal):
+            raise ValueError(f"deal is {', '.join(map(repr, get_args(Deal)))}, got {deal!r}")
         needed = batch_size * world if drop_last else world
         if shuffle and rows < needed:
             raise UserError(f"{rows} rows do not fill one batch ({needed} needed): lower batch_size or the devices.")
         self.rows, self.per_batch, self.group, self.shuffle, self.seed = rows, batch_size, group, shuffle, seed
         self.lengths = None if lengths is None else np.asarray(lengths)
         self.draws, self.rank, self.world = draws, rank, world
+        by_length = world > 1 and lengths is not None and len(np.unique(lengths)) > 1
+        self.deal = deal if by_length else "interleaved"
         self.kept = rows - rows % needed if shuffle else rows
         self.epoch = 0
         self.start = 0
@@ -99,7 +114,13 @@ class GroupedBatches(Sampler[list[tuple[int, int]]]):
             chunk = np.arange(len(order)) // (size * self.group)
             order = order[np.lexsort((self.lengths[order], chunk))]
         rounds = np.argsort(uniform(self.seed, self.epoch, 1, np.arange(len(self))))
-        return [order[size * each : size * (each + 1)][self.rank :: self.world] for each in rounds]
+        return [self._dealt(order[size * each : size * (each + 1)]) for each in rounds]
+
+    def _dealt(self, rows: np.ndarray) -> np.ndarray:
+        """Return this rank's share of a round."""
+        if self.deal == "interleaved":
+            return rows[self.rank :: self.world]
+        return rows[balance.deal(self.lengths[rows], self.world, self.deal)[self.rank]]
 
     def _in_order(self) -> list[np.ndarray]:
         order = np.arange(self.rows) if self.lengths is None else np.argsort(self.lengths, kind="stable")

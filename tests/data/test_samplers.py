@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import Dataset
 
+from kdbench.data import balance
 from kdbench.data.samplers import GroupedBatches, ResumableLoader
 from kdbench.errors import UserError
 
@@ -23,14 +24,22 @@ def rows_of(batches: list[list[tuple[int, int]]]) -> list[int]:
 
 
 sizes = {"rows": st.integers(1, 60), "batch_size": st.integers(1, 9), "world": st.integers(1, 4)}
+deals = st.sampled_from(["snake", "dealt", "greedy", "interleaved"])
 
 
 @settings(deadline=None)
-@given(**sizes, group=st.integers(1, 4), grouped=st.booleans(), drop_last=st.booleans(), epoch=st.integers(0, 3))
-def test_training_epoch(rows, batch_size, world, group, grouped, drop_last, epoch):
+@given(
+    **sizes,
+    group=st.integers(1, 4),
+    grouped=st.booleans(),
+    drop_last=st.booleans(),
+    epoch=st.integers(0, 3),
+    deal=deals,
+)
+def test_training_epoch(rows, batch_size, world, group, grouped, drop_last, epoch, deal):
     needed = batch_size * world if drop_last else world
     lengths = np.random.default_rng(rows).integers(1, 20, rows) if grouped else None
-    options = {"lengths": lengths, "group": group, "seed": 5, "drop_last": drop_last}
+    options = {"lengths": lengths, "group": group, "seed": 5, "drop_last": drop_last, "deal": deal}
     if rows < needed:
         with pytest.raises(UserError, match="do not fill one batch"):
             GroupedBatches(rows, batch_size, **options, world=world)
@@ -91,6 +100,61 @@ def test_groups_have_like_lengths_in_shuffled_batches():
     assert min(np.ptp(lengths[[row for row, _ in batch]]) for batch in plain) > 500
 
 
+def ranks_of(world: int, batch_size: int, epoch: int, **options) -> list[list[list[int]]]:
+    """The rows of each batch of each rank."""
+    samplers = (GroupedBatches(batch_size=batch_size, **options, rank=rank, world=world) for rank in range(world))
+    return [[[row for row, _ in batch] for batch in epoch_of(sampler, epoch)] for sampler in samplers]
+
+
+LENGTHS = np.random.default_rng(0).integers(8, 512, 1003)
+
+
+@pytest.mark.parametrize(("group", "most"), [(1, 1.03), (10, 1.002)])
+def test_ranks_get_equal_work_at_every_step(group, most):
+    options = {"rows": 1003, "lengths": LENGTHS, "group": group}
+    tokens = {
+        deal: np.array([[LENGTHS[batch].sum() for batch in rank] for rank in ranks_of(4, 16, 1, **options, deal=deal)])
+        for deal in ("interleaved", "dealt", "snake", "greedy")
+    }
+    lost = {deal: (of_rank.max(0) / of_rank.mean(0)).mean() for deal, of_rank in tokens.items()}
+    assert lost["greedy"] < lost["snake"] < most < lost["dealt"]
+    assert lost["interleaved"] > (1.1 if group == 1 else most)
+    assert ranks_of(4, 16, 1, **options) == ranks_of(4, 16, 1, **options, deal="snake")
+    assert ranks_of(4, 16, 1, **options) != ranks_of(4, 16, 2, **options)
+
+
+def test_each_round_is_dealt_as_planned():
+    options = {"rows": 117, "lengths": LENGTHS[:117], "group": 3}
+    whole = ranks_of(1, 12, 2, **options)[0]
+    assert sorted(map(len, whole)) == [9] + [12] * 9
+    dealt = ranks_of(3, 4, 2, **options, deal="greedy")
+    for step, rows in enumerate(map(np.array, whole)):
+        planned = rows[balance.deal(LENGTHS[rows], 3, "greedy")]
+        assert [rank[step] for rank in dealt] == planned.tolist()
+
+
+@pytest.mark.parametrize("options", [{"deal": "interleaved", "lengths": LENGTHS[:50]}, {"lengths": [7] * 50}, {}])
+def test_rows_are_dealt_one_by_one_on_request_and_where_lengths_tell_nothing(options):
+    whole = ranks_of(1, 6, 3, rows=50, group=2, **options)[0]
+    assert ranks_of(2, 3, 3, rows=50, group=2, **options) == [[batch[rank::2] for batch in whole] for rank in (0, 1)]
+
+
+def test_dealing_changes_nothing_for_one_process_and_in_evaluation():
+    one = GroupedBatches(50, 4, lengths=LENGTHS[:50], seed=1)
+    assert epoch_of(one, 1) == epoch_of(GroupedBatches(50, 4, lengths=LENGTHS[:50], seed=1, deal="interleaved"), 1)
+    options = {"rows": 50, "lengths": LENGTHS[:50], "shuffle": False}
+    assert ranks_of(2, 4, 0, **options) == ranks_of(2, 4, 0, **options, deal="interleaved")
+
+
+def test_a_rank_resumes_at_any_batch():
+    sampler = GroupedBatches(50, 4, lengths=LENGTHS[:50], rank=1, world=2)
+    whole = epoch_of(sampler, 1)
+    assert len(whole) == len(sampler) == 7
+    for start in range(8):
+        sampler.start = start
+        assert list(sampler) == whole[start:]
+
+
 def test_all_rows_have_equal_chances_to_be_left_out():
     left_out = Counter()
     sampler = GroupedBatches(10, 4, lengths=np.arange(10), drop_last=True, group=2)
@@ -120,6 +184,8 @@ def test_wrong_arguments():
         GroupedBatches(3, 1, lengths=[1, 2])
     with pytest.raises(ValueError, match="without shuffle"):
         GroupedBatches(3, 1, shuffle=False, drop_last=True)
+    with pytest.raises(ValueError, match="deal is 'snake', 'dealt', 'greedy', 'interleaved', got 'random'"):
+        GroupedBatches(3, 1, deal="random")
 
 
 class Pairs(Dataset):

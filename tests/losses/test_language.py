@@ -1,11 +1,13 @@
 """Cross-entropy of labelled positions."""
 
+import json
 import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import distributed, multiprocessing
 from torch.nn import functional
 
 from kdbench.losses.language import CrossEntropy, masked_token_cross_entropy
@@ -93,6 +95,68 @@ def test_labels_of_another_shape_are_refused():
 def test_smoothing_that_is_no_share_is_refused(smoothing):
     with pytest.raises(ValueError, match="label_smoothing is a share"):
         CrossEntropy(smoothing)
+
+
+@given(token_labels, st.integers(0, 8), st.floats(0, 0.9))
+def test_parts_over_the_count_of_the_whole_add_up_to_its_mean(labels, cut, smoothing):
+    labels, logits = torch.tensor(labels), TOKENS.flatten(0, 1)
+    count = (labels >= 0).sum()
+    parts = [
+        masked_token_cross_entropy(logits[rows], labels[rows], label_smoothing=smoothing, divisor=count)
+        for rows in (slice(cut), slice(cut, 8))
+    ]
+    torch.testing.assert_close(sum(parts), masked_token_cross_entropy(logits, labels, label_smoothing=smoothing))
+
+
+@pytest.mark.parametrize("divisor", [3, 3.0, torch.tensor(3)])
+def test_a_divisor_changes_neither_type_nor_what_is_not_labelled(divisor):
+    value = masked_token_cross_entropy(ROWS.float(), LABELS, divisor=divisor)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, masked_token_cross_entropy(ROWS.float(), LABELS) * 4 / 3)
+    assert float(masked_token_cross_entropy(ROWS, torch.full((4,), -100), divisor=divisor)) == 0
+
+
+def test_alone_over_ranks_is_the_plain_mean():
+    assert torch.equal(CrossEntropy(0.1, over_ranks=True)(ROWS, LABELS), CrossEntropy(0.1)(ROWS, LABELS))
+
+
+FEATURES, CLASSES = g((12, 6), 0.61, 0.4), torch.tensor([0, 2, -100, 1, 4, -100, -100, 3, 0, 1, -100, 2])
+DEALINGS = {
+    "halves": [range(6), range(6, 12)],
+    "uneven": [[11, 3, 0], [10, 9, 8, 7, 6, 5, 4, 2, 1]],
+    "no label on one": [[2, 5, 6, 10], [0, 1, 3, 4, 7, 8, 9, 11]],
+}
+
+
+def value_and_gradient(rows, loss):
+    weight = g((5, 6), 0.3, 1).requires_grad_()
+    value = loss(FEATURES[rows] @ weight.T, CLASSES[rows])
+    return torch.cat([value.detach()[None], torch.autograd.grad(value, weight)[0].flatten()])
+
+
+def run(rank, folder):
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found = {}
+    for name, ranks in DEALINGS.items():
+        for kind in ("over ranks", "plain"):
+            mine = value_and_gradient(list(ranks[rank]), CrossEntropy(0.1, over_ranks=kind == "over ranks"))
+            distributed.all_reduce(mine)
+            found[f"{name}, {kind}"] = (mine / 2).tolist()  # data-parallel training averages over the ranks
+    if rank == 0:  # in evaluation a rank may have a batch more: no other answers
+        with torch.no_grad():
+            found["evaluation"] = float(CrossEntropy(over_ranks=True)(ROWS, LABELS))
+        (folder / "found.json").write_text(json.dumps(found))
+    distributed.destroy_process_group()
+
+
+def test_over_two_ranks_value_and_gradient_are_those_of_the_whole_however_it_is_dealt(tmp_path):
+    multiprocessing.spawn(run, args=(tmp_path,), nprocs=2)
+    found = json.loads((tmp_path / "found.json").read_text())
+    whole = value_and_gradient(list(range(12)), CrossEntropy(0.1)).tolist()
+    for name in DEALINGS:
+        assert found[f"{name}, over ranks"] == pytest.approx(whole, rel=0, abs=1e-12)
+    assert found["uneven, plain"] != pytest.approx(whole, rel=0, abs=1e-2)
+    assert found["evaluation"] == float(CrossEntropy()(ROWS, LABELS))
 
 
 def test_it_selects_its_rows_itself():
