@@ -19,6 +19,8 @@ kdbench: knowledge distillation papers as runnable experiments and checkable cla
   kdbench test      --config FILE ...            score it on its test split, with loyalty to the references
   kdbench predict   --config FILE ...            write its predictions for the test split
   kdbench reproduce PAPER [--seeds N] [--source S]   run every arm of a paper and print its table beside ours
+  kdbench cache     --config FILE ...            compute ahead what the teachers of an experiment say; later runs read it
+  kdbench cache     list | prune [--keep-gb N]   what is stored of teachers; remove all, or the least recently used
   kdbench list      [papers|data|models|losses|methods|metrics]   what there is
   kdbench export    RUN [--to FOLDER]            the student of a run as a plain transformers folder with a model card
   kdbench speed     RUN [--batch N] [--length N] size and latency of a run's student against its teachers
@@ -29,6 +31,7 @@ Options of fit, validate, test and predict:
                     --trainer.max_steps 100 --stages.teacher_cased.trainer.max_steps 50
   --seed N          the seed (default 0)
   --dry-run         print the chain: what is found, what will be fitted, what would be fetched from the hub
+  --cache MODE      auto (default), on or off: keep what teachers say, and read it in later epochs and runs
   --fresh           keep the finished run and make a new attempt
   --wandb PROJECT   log to Weights & Biases too (offline without a key)
   --print_config    print the merged config and stop
@@ -83,7 +86,7 @@ def run(argv: list[str]) -> None:
 
 
 def _fit(argv: list[str]) -> None:
-    arguments = parse(argv, {"seed", "wandb", "runs"}, {"dry-run", "fresh", "print_config", "quiet"})
+    arguments = parse(argv, {"seed", "wandb", "runs", "cache"}, {"dry-run", "fresh", "print_config", "quiet"})
     stage = _stage(arguments, fresh="fresh" in arguments.flags)
     if stage is None:
         return
@@ -115,6 +118,27 @@ def _evaluate(verb: str) -> Callable[[list[str]], None]:
             report.show_record(fit.evaluate(stage, verb, quiet=True), stage.folder, found=True)
 
     return command
+
+
+def _cache(argv: list[str]) -> None:
+    arguments = parse(argv, {"seed", "runs", "keep-gb"}, {"quiet", "print_config"})
+    if not arguments.configs and arguments.words in (["list"], ["prune"]):
+        kept = _number("keep-gb", arguments.options.get("keep-gb", "0"))
+        _prepare_torch()
+        from kdbench.suite import cache
+
+        if arguments.words == ["list"]:
+            cache.show()
+        else:
+            cache.prune(kept)
+        return
+    stage = _stage(arguments)
+    if stage is None:
+        return
+    _prepare_torch()
+    from kdbench.suite import cache
+
+    cache.show_filled(cache.fill(stage, quiet="quiet" in arguments.flags))
 
 
 def _list(argv: list[str]) -> None:
@@ -162,6 +186,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "validate": _evaluate("validate"),
     "test": _evaluate("test"),
     "predict": _evaluate("predict"),
+    "cache": _cache,
     "reproduce": _reproduce,
     "list": _list,
     "export": _export,
@@ -206,6 +231,8 @@ def _stage(arguments: Arguments, fresh: bool = False) -> Any:
         raise UserError("Name an experiment: --config experiments/distilbert_ro.yaml ('kdbench list' shows them).")
     if arguments.words:
         raise UserError(f"'{arguments.words[0]}' is no option; files are given as --config FILE.")
+    if "cache" in arguments.options:
+        arguments.overrides.append(("cache.mode", arguments.options["cache"]))
     if "seed" in arguments.options:
         arguments.overrides.append(("seed_everything", _whole("seed", arguments.options["seed"])))
     asked = experiment.read(*arguments.configs, overrides=arguments.overrides)
@@ -229,6 +256,13 @@ def _whole(name: str, value: str) -> int:
         return int(value)
     except ValueError:
         raise UserError(f"'--{name}' takes a whole number, not '{value}'.") from None
+
+
+def _number(name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise UserError(f"'--{name}' takes a number, not '{value}'.") from None
 
 
 def _yaml_value(name: str, value: str) -> Any:

@@ -1,48 +1,99 @@
-"""The progress bar, with the stage of the chain that is running."""
+"""What the terminal shows while a stage of the chain is fitted: one bar over all its steps, a few lines in a log file."""
 
+import time
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import TQDMProgressBar
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-class StageProgress(TQDMProgressBar):
-    """Lightning's bar over the optimiser steps of the whole run, labelled with the stage.
+class StageProgress(pl.Callback):
+    """One bar over the optimiser steps of the whole run; where nobody looks at a terminal, a plain line now and then.
 
     Args:
         label: such as ``distilbert_ro/teacher_cased (1 of 3)``.
+        doing: what the passes over the training rows are for.
+        refresh: seconds between two looks at the numbers, on a terminal.
+        lines: seconds between two plain lines.
     """
 
-    def __init__(self, label: str) -> None:
-        super().__init__(refresh_rate=20)
-        self.label = label
+    def __init__(self, label: str, doing: str = "fitting", refresh: float = 0.5, lines: float = 30.0) -> None:
+        self.label, self.doing = label, doing
+        self.console = Console(stderr=True)
+        self.every = refresh if self.console.is_terminal else lines
+        self.bar: Progress | None = None
 
-    def get_metrics(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        """Return what the bar shows: the loss, without the logger's version."""
-        shown = super().get_metrics(trainer, pl_module)
-        shown.pop("v_num", None)
-        return shown
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin the bar, at the step where a resumed run goes on."""
+        steps = trainer.estimated_stepping_batches
+        self._begin(self.doing, steps if steps < float("inf") else None, trainer.global_step, trainer)
 
-    def init_train_tqdm(self) -> tqdm:
-        """Return a bar without a line of its own for each epoch."""
-        bar = super().init_train_tqdm()
-        bar.leave = True
-        return bar
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Show the step and the loss that was logged last."""
+        if time.monotonic() - self.shown >= self.every:
+            self._show(_steps(trainer), trainer)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Label the bar with the stage and the epoch."""
-        super().on_train_epoch_start(trainer)
-        self.train_progress_bar.set_description(f"{self.label}, epoch {trainer.current_epoch}")
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the full bar behind."""
+        self._show(_steps(trainer), trainer)
+        self._end()
 
-    def init_validation_tqdm(self) -> tqdm:
-        """Return a silent bar: validation is short and shows in the scores."""
-        return tqdm(disable=True)
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin a bar for the scores."""
+        self.tested = 0
+        self._begin("scoring", sum(trainer.num_test_batches), 0, trainer)
 
-    init_sanity_tqdm = init_validation_tqdm
+    def on_test_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Count the batch."""
+        self.tested += 1
+        if time.monotonic() - self.shown >= self.every:
+            self._show(self.tested, trainer)
 
-    def init_test_tqdm(self) -> tqdm:
-        """Return a silent bar: the table follows at once."""
-        return tqdm(disable=True)
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the bar away: the table follows at once."""
+        self._end(transient=True)
+
+    def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Leave the terminal as it was."""
+        self._end()
+
+    def _begin(self, what: str, total: int | None, done: int, trainer: pl.Trainer) -> None:
+        self.what, self.total, self.first = what, total, done
+        self.began = self.shown = time.monotonic()
+        if not self.console.is_terminal or not trainer.is_global_zero:
+            return
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}  {task.fields[told]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=self.console,
+            auto_refresh=False,
+        )
+        self.task = self.bar.add_task(f"{self.label}  {what}", total=total, completed=done, told="")
+        self.bar.start()
+
+    def _show(self, done: int, trainer: pl.Trainer) -> None:
+        self.shown = time.monotonic()
+        speed = (done - self.first) / max(self.shown - self.began, 1e-9)
+        loss = trainer.callback_metrics.get("train/loss") if self.what == "fitting" else None
+        told = f"{speed:.1f} a second" + (f"  loss {float(loss):.4g}" if loss is not None else "")
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, told=told, refresh=True)
+        elif trainer.is_global_zero:
+            of = f" of {self.total}" if self.total else ""
+            self.console.print(f"{self.label}  {self.what} {done}{of}  {told}", highlight=False, soft_wrap=True)
+
+    def _end(self, transient: bool = False) -> None:
+        if self.bar is not None:
+            self.bar.live.transient = transient
+            self.bar.stop()
+            self.bar = None
+
+
+def _steps(trainer: pl.Trainer) -> int:
+    """Return the optimiser steps so far; of a module that optimises nothing, the batches."""
+    if trainer.lightning_module.automatic_optimization:
+        return trainer.global_step
+    return trainer.fit_loop.epoch_loop.total_batch_idx + 1

@@ -1,49 +1,34 @@
 """The base of every method family: a student, its teachers, and the objective that says what the student has to match."""
 
 import logging
+import zlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
 from kdbench.errors import UserError, nearest
-from kdbench.methods.objective import Batch, Match, Objective, Term
+from kdbench.methods.objective import Batch, Match, Objective, Term, Values
 from kdbench.methods.optimizers import LinearDecay, Schedule, parameter_groups
+from kdbench.methods.reader import Reader, StoredReader
 from kdbench.methods.tasks import TASKS
 from kdbench.models.origins import Facts, FromFolder, Origin
-from kdbench.models.taps import Taps, check_view
+from kdbench.models.taps import check_view
 
 log = logging.getLogger(__name__)
 
 Optimizer = Callable[[Iterable], torch.optim.Optimizer]
 
 
-class Reader:
-    """Reads taps of one network, calling it once for each role of the batch that a tap names.
+class Store(Protocol):
+    """Where what a teacher says may be kept."""
 
-    Args:
-        network: the network.
-        taps: names ``[role.]tap``; without a role the network's ``inputs`` are meant.
-        views: the view of the batch that serves each role.
-    """
-
-    def __init__(self, network: nn.Module, taps: Iterable[str], views: Mapping[str, str]) -> None:
-        by_role: dict[str, list[str]] = {}
-        for name in taps:
-            role, _, tap = name.partition(".")
-            role, tap = (role, tap) if role in views and tap else (next(iter(views)), name)
-            by_role.setdefault(role, []).append(tap)
-        self.calls = {role: (views[role], Taps(network, names)) for role, names in by_role.items()}
-
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """Return ``{name: value}`` of every tap; taps of a role other than ``inputs`` keep its name in front."""
-        values = {}
-        for role, (view, taps) in self.calls.items():
-            for tap, value in taps(batch[view]).items():
-                values[tap if role == "inputs" else f"{role}.{tap}"] = value
-        return values
+    def reader(
+        self, module: "Distillation", name: str, taps: list[str], build: Callable[[], Reader]
+    ) -> StoredReader | None:
+        """Return what reads the taps of a teacher from the store, or None when they are to be computed at each step."""
 
 
 class Distillation(pl.LightningModule):
@@ -89,7 +74,9 @@ class Distillation(pl.LightningModule):
         self.schedule = schedule or LinearDecay()
         self.weight_decay = weight_decay
         self.student: nn.Module | None = None
-        self.frozen: dict[str, nn.Module] = {}  # a plain dict: no child modules, so no checkpoint, optimiser or DDP
+        self._frozen: dict[str, nn.Module] = {}  # a plain dict: no child modules, so no checkpoint, optimiser or DDP
+        self.store: Store | None = None
+        """Set before ``setup``, by who keeps what the teachers say."""
         self._unchecked: list[tuple[int, list[int], dict[str, Tensor]]] = []
         self._warned = False
 
@@ -107,13 +94,24 @@ class Distillation(pl.LightningModule):
         return batch
 
     @torch.no_grad()
-    def teach(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
-        """Return the taps of every teacher that the objective reads."""
-        return {name: reader(batch) for name, reader in self._teacher_readers.items()}
+    def teach(self, batch: Batch) -> dict[str, Values]:
+        """Return the taps of every teacher that the objective reads: from the store, or from a forward without gradient."""
+        return {
+            name: reader(batch, batch[f"known.{name}"]) if isinstance(reader, StoredReader) else reader(batch)
+            for name, reader in self.teacher_readers.items()
+        }
 
-    def learn(self, batch: Batch, teacher: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def learn(self, batch: Batch, teacher: Mapping[str, Values]) -> dict[str, Tensor]:
         """Return the taps of the student that the objective reads."""
         return self._student_reader(batch)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Look up what the store knows of a training batch, while its ids are still on the CPU."""
+        return self._looked_up(batch) if self.trainer.training else batch
+
+    def _looked_up(self, batch: Batch) -> Batch:
+        stored = {name: each for name, each in self.teacher_readers.items() if isinstance(each, StoredReader)}
+        return {**batch, **{f"known.{name}": reader.look_up(batch) for name, reader in stored.items()}}
 
     # ---- building ----
 
@@ -140,24 +138,48 @@ class Distillation(pl.LightningModule):
         if self.objective is None:
             self.objective = Objective(self.task.objective())
         self.student = self._build("student")
-        for name in (*self.teacher_names, *self.reference_names):
-            self.frozen[name] = self._build(name).eval().requires_grad_(False)
         self.objective.matches = self.matches()
-        self._student_reader = Reader(self.student, self.objective.student_taps(), self._views("student"))
-        self._teacher_readers = {
-            name: Reader(self.frozen[name], taps, self._views(name))
-            for name, taps in self.objective.teacher_taps().items()
+        self._student_reader = Reader(
+            self.student, self.objective.student_taps(), self._views("student"), self.objective.labelled_only("logits")
+        )
+        self.teacher_readers = {
+            name: self._teacher_reader(name, taps) for name, taps in self.objective.teacher_taps().items()
         }
-        self._score_readers = {
-            name: Reader(network, self.task.taps, self._views(name)) for name, network in self.networks().items()
-        }
-        self.scores = nn.ModuleDict({name: nn.ModuleDict(_named(self.task.scores())) for name in self.networks()})
-        self.loyalties = nn.ModuleDict({name: nn.ModuleDict(_named(self.task.loyalties())) for name in self.frozen})
+        self._score_readers: dict[str, Reader] = {}
+        self.scores = nn.ModuleDict({name: nn.ModuleDict(_named(self.task.scores())) for name in self.origins})
+        self.loyalties = nn.ModuleDict(
+            {name: nn.ModuleDict(_named(self.task.loyalties())) for name in self.origins if name != "student"}
+        )
         self._rehearse()
+
+    def network(self, name: str) -> nn.Module:
+        """Return a network; a frozen one is built when it is asked for first, for what the store knows needs no teacher."""
+        if name == "student":
+            return self.student
+        if name not in self._frozen:
+            # With random numbers of its own, so that the student's are the same whether and whenever it is built.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(zlib.crc32(f"{name} {self.data.seed}".encode()))
+                network = self._build(name)
+            self._frozen[name] = network.eval().requires_grad_(False).to(self.device)
+        return self._frozen[name]
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the student and every frozen network by name."""
-        return {"student": self.student, **self.frozen}
+        return {name: self.network(name) for name in self.origins}
+
+    def _score_reader(self, name: str) -> Reader:
+        if name not in self._score_readers:
+            labelled = self.task.labelled(self.data.views[name])
+            self._score_readers[name] = Reader(self.network(name), self.task.taps, self._views(name), labelled)
+        return self._score_readers[name]
+
+    def _teacher_reader(self, name: str, taps: list[str]) -> Reader | StoredReader:
+        def build() -> Reader:
+            return Reader(self.network(name), taps, self._views(name))
+
+        stored = self.store.reader(self, name, taps, build) if self.store is not None else None
+        return stored or build()
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimiser over the student and the networks inside the losses, and the schedule by steps."""
@@ -168,13 +190,17 @@ class Distillation(pl.LightningModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distillation":
         """Take the frozen networks along to another device; nothing else about them is the trainer's."""
-        for network in self.frozen.values():
+        for network in self._frozen.values():
             network._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     def _build(self, name: str) -> nn.Module:
         tokenizer = self.data.tokenizers.get(self.data.views[name])
-        return self.origins[name].build(Facts(tokenizer=tokenizer, labels=self.data.labels))
+        network = self.origins[name].build(Facts(tokenizer=tokenizer, labels=self.data.labels))
+        example = self.data.example()
+        for view in self._views(name).values():
+            check_view(network, example[view])
+        return network
 
     def _views(self, name: str) -> dict[str, str]:
         return self.task.views(self.data.views[name])
@@ -186,10 +212,7 @@ class Distillation(pl.LightningModule):
     @torch.no_grad()
     def _rehearse(self) -> None:
         """Run one small batch through everything: a wrong tap, key or class count is found before training starts."""
-        batch = self.data.example()
-        for name, network in self.networks().items():
-            for view in self._views(name).values():
-                check_view(network, batch[view])
+        batch = self._looked_up(self.data.example())
         training = self.student.training
         self.student.eval()
         teacher = self.teach(batch)
@@ -248,7 +271,7 @@ class Distillation(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score the student."""
-        self._score("student", self._score_readers["student"](batch), batch)
+        self._score("student", self._score_reader("student")(batch), batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the student's scores, each over the whole split."""
@@ -256,7 +279,7 @@ class Distillation(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Score the student and every frozen network, and compare their predictions."""
-        outputs = {name: reader(batch) for name, reader in self._score_readers.items()}
+        outputs = {name: self._score_reader(name)(batch) for name in self.origins}
         for name, values in outputs.items():
             self._score(name, values, batch)
         for name, metrics in self.loyalties.items():
@@ -280,10 +303,10 @@ class Distillation(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the student's predictions and the ids of their rows."""
-        view = self.data.views["student"]
+        outputs = self._score_reader("student")(batch)
         return {
             "id": batch["id"],
-            "predictions": self.task.predictions(self._score_readers["student"](batch), batch, view),
+            "predictions": self.task.predictions(outputs, batch, self.data.views["student"]),
         }
 
     def _score(self, name: str, outputs: dict[str, Tensor], batch: Batch) -> None:

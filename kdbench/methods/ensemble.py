@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from kdbench.data.alignment import fold_vocabulary, same_vocabulary, shared_forms
 from kdbench.errors import UserError, nearest
 from kdbench.losses.divergences import fold_logits
+from kdbench.losses.language import IGNORED
 from kdbench.losses.rows import select_rows
 from kdbench.methods.base import Distillation, Optimizer
 from kdbench.methods.objective import Batch, Match, Term, same_rows
@@ -94,8 +95,9 @@ class EnsembleDistillation(Distillation):
         match = self.objective.matches.get(name, same_rows)
         if match is same_rows or not isinstance(self.task, MaskedLanguage):
             return super().compared(name, student, other, batch)
-        masked = batch["masked_labels"] != -100
-        return match(student["logits"], other["logits"], "logits", 1.0, batch, masked)
+        ours = self.task.in_place(student, batch, self.data.views["student"])
+        theirs = self.task.in_place(other, batch, self.data.views[name])
+        return match(ours, theirs, "logits", 1.0, batch, batch["masked_labels"] != IGNORED)
 
 
 class FoldVocabulary(nn.Module):

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from kdbench.errors import nearest
 from kdbench.losses.divergences import combine_logits
+from kdbench.losses.language import IGNORED
 from kdbench.losses.rows import select_rows
+from kdbench.losses.top_k import TopK, lump_logits
 
 Batch = Mapping[str, object]
-Values = Mapping[str, Tensor]
+Values = Mapping[str, Tensor | TopK]
 
 
 @dataclass
@@ -76,12 +78,22 @@ class Match(Protocol):
 
 
 def same_rows(
-    student: Tensor, teacher: Tensor, tap: str, temperature: float, batch: Batch, mask: Tensor | None
+    student: Tensor, teacher: Tensor | TopK, tap: str, temperature: float, batch: Batch, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Match value by value: both networks saw the same tokens (or the whole example is one row)."""
-    if mask is None:
-        return student, teacher
-    return select_rows(student, mask), select_rows(teacher, mask)
+    """Match value by value: both networks saw the same tokens (or the whole example is one row).
+
+    Of a teacher whose k largest logits are known, the student's other classes are taken together as the teacher's are.
+    """
+    if mask is not None:
+        student = select_rows(student, mask)
+        teacher = (
+            TopK(*(select_rows(part, mask) for part in teacher))
+            if isinstance(teacher, TopK)
+            else select_rows(teacher, mask)
+        )
+    if isinstance(teacher, TopK):
+        return lump_logits(student, teacher.classes, temperature), teacher.logits
+    return student, teacher
 
 
 class Objective(nn.Module):
@@ -113,6 +125,32 @@ class Objective(nn.Module):
                     taps[name].append(tap)
         return taps
 
+    def labelled_only(self, tap: str) -> str | None:
+        """Return the field of the labels when all that the terms read of a student's tap is its labelled positions."""
+        readers = [term for term in self.terms.values() if tap in term.students]
+        fields = {term.labels if getattr(term.loss, "labelled_only", False) else None for term in readers}
+        return fields.pop() if len(fields) == 1 else None
+
+    def short_logits(self) -> dict[str, float]:
+        """Return the teachers whose logits may be kept in short, with the one temperature at which all terms read them."""
+        found: dict[str, set[float | None]] = {}
+        for term in self.terms.values():
+            for name, tap in term.teachers:
+                if tap == "logits":
+                    alone = len(term.teachers) == 1 and name not in self.matches
+                    known = getattr(term.loss, "temperature", None) if alone else None
+                    found.setdefault(name, set()).add(known)
+        return {
+            name: temperatures.pop()
+            for name, temperatures in found.items()
+            if len(temperatures) == 1 and None not in temperatures
+        }
+
+    @property
+    def compares_rows(self) -> bool:
+        """Whether a loss compares the rows of a batch with one another, so that which rows meet in it matters."""
+        return any(getattr(loss, "compares_rows", False) for loss in self.losses.values())
+
     def forward(self, student: Values, teacher: Mapping[str, Values], batch: Batch) -> dict[str, Tensor]:
         """Return the raw value of every term."""
         return {name: self._value(term, student, teacher, batch) for name, term in self.terms.items()}
@@ -121,7 +159,7 @@ class Objective(nn.Module):
         values = [student[tap] for tap in term.students]
         value = values[0] if len(values) == 1 else values
         if term.labels is not None:
-            return term.loss(value, field(batch, term.labels))
+            return term.loss(value, labels_of(value, field(batch, term.labels)))
         mask = self._mask(term, value, batch)
         temperature = getattr(term.loss, "temperature", 1.0)
         shares = term.teacher_weights or [1.0] * len(term.teachers)
@@ -162,6 +200,12 @@ def field(batch: Batch, name: str) -> Tensor:
     if name not in batch:
         raise ValueError(f"the batch has no field '{name}', only {', '.join(sorted(batch))}.{nearest(name, batch)}")
     return batch[name]
+
+
+def labels_of(value: Tensor | list[Tensor], labels: Tensor) -> Tensor:
+    """Return the labels of a value; of one that holds labelled positions alone ``[N, ...]``, the labels ``[N]`` of these."""
+    few = isinstance(value, Tensor) and value.dim() == labels.dim()
+    return labels[labels != IGNORED] if few and labels.dim() == 2 else labels
 
 
 def view_of(tap: str, batch: Batch) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from kdbench.losses.language import CrossEntropy
+from kdbench.losses.language import IGNORED, CrossEntropy
 from kdbench.losses.regression import CosineRegression
 from kdbench.methods.objective import Batch, Term
 from kdbench.metrics.loyalty import LabelLoyalty, ProbabilityLoyalty, RegressionLoyalty
@@ -35,6 +35,10 @@ class Task:
     def views(self, view: str) -> dict[str, str]:
         """Return ``{role: view}`` of a network whose tokenizer makes ``view``."""
         return {"inputs": view}
+
+    def labelled(self, view: str) -> str | None:
+        """Return the field of the labels when evaluation reads the logits of labelled positions alone."""
+        return None
 
     def predictions(self, outputs: Mapping[str, Tensor], batch: Batch, view: str) -> Tensor:
         """Return one row of predictions for each thing that is scored."""
@@ -64,22 +68,30 @@ class MaskedLanguage(Task):
         """Return the cross-entropy of the masked tokens."""
         return {"masked": Term(CrossEntropy(), labels="masked_labels")}
 
+    def labelled(self, view: str) -> str:
+        """Return the field of the masked tokens' own ids."""
+        return "masked_labels" if view == "inputs" else f"masked_labels.{view}"
+
     def predictions(self, outputs: Mapping[str, Tensor], batch: Batch, view: str) -> Tensor:
         """Return the logits at the masked positions ``[N, V]``."""
-        return outputs["logits"][self._labels(batch, view) != -100]
+        logits = outputs["logits"]
+        return logits if logits.dim() == 2 else logits[batch[self.labelled(view)] != IGNORED]
 
     def targets(self, batch: Batch, view: str) -> tuple[Tensor, ...]:
         """Return the masked tokens' own ids ``[N]``."""
-        labels = self._labels(batch, view)
-        return (labels[labels != -100],)
+        labels = batch[self.labelled(view)]
+        return (labels[labels != IGNORED],)
+
+    def in_place(self, outputs: Mapping[str, Tensor], batch: Batch, view: str) -> Tensor:
+        """Return logits ``[B, S, V]`` that are right at the masked positions, whatever form they came in."""
+        logits, masked = outputs["logits"], batch[self.labelled(view)] != IGNORED
+        if logits.dim() == 3:
+            return logits
+        return logits.new_zeros(*masked.shape, logits.shape[-1]).masked_scatter(masked[..., None], logits)
 
     def scores(self) -> dict[str, Metric]:
         """Return accuracy, cross-entropy and perplexity."""
         return {"": MaskedTokenScore()}
-
-    @staticmethod
-    def _labels(batch: Batch, view: str) -> Tensor:
-        return batch["masked_labels" if view == "inputs" else f"masked_labels.{view}"]
 
 
 class Classification(Task):
@@ -100,13 +112,13 @@ class Tagging(Task):
     def predictions(self, outputs: Mapping[str, Tensor], batch: Batch, view: str) -> Tensor:
         """Return the logits at the first piece of every word ``[N, C]``, in the order of the text."""
         first = batch["first_piece" if view == "inputs" else f"first_piece.{view}"]
-        rows, words = torch.nonzero(batch["word_labels"] != -100, as_tuple=True)
+        rows, words = torch.nonzero(batch["word_labels"] != IGNORED, as_tuple=True)
         return outputs["logits"][rows, first[rows, words]]
 
     def targets(self, batch: Batch, view: str) -> tuple[Tensor, ...]:
         """Return the words' classes ``[N]`` and the sentence of each word."""
         labels = batch["word_labels"]
-        rows, words = torch.nonzero(labels != -100, as_tuple=True)
+        rows, words = torch.nonzero(labels != IGNORED, as_tuple=True)
         return labels[rows, words], rows
 
     def scores(self) -> dict[str, Metric]:

@@ -160,6 +160,10 @@ class FromFolder(Origin):
         student = Path(folder) / "student"
         self.folder, self.architecture = student if student.is_dir() else Path(folder), architecture
 
+    def path(self) -> Path:
+        """Return the folder."""
+        return self.folder
+
     def make(self, facts: Facts) -> PreTrainedModel:
         """Open the folder."""
         return _open(self.folder, self.architecture)
@@ -193,13 +197,14 @@ class FromRun(Origin):
 
     def make(self, facts: Facts) -> PreTrainedModel:
         """Open the folder that the run left."""
-        return _open(self._folder(), None)
+        return _open(self.path(), None)
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Return the tokenizer that the run left beside the network."""
-        return _open_tokenizer(self._folder())
+        return _open_tokenizer(self.path())
 
-    def _folder(self) -> Path:
+    def path(self) -> Path:
+        """Return the folder that the run left."""
         if self.run is None:
             raise UserError(
                 f"kdbench resolves the chain; start '{self.experiment}' through the command kdbench, or set 'run' to the "

@@ -27,6 +27,8 @@ IDLE = {
     "data": ("num_workers", "eval_batch_size"),
 }
 
+LOSSY = ("dtype", "top_k")  # the settings of the teacher cache that change what the student learns from
+
 
 @dataclasses.dataclass
 class Stage:
@@ -130,6 +132,8 @@ def _identity(name: str, config: Config, parents: dict[str, Stage]) -> Config:
         node = kept.get(section, {})
         for key in keys:
             (node if section == "trainer" else node.get("init_args", {})).pop(key, None)
+    cache = kept.pop("cache", {})
+    kept |= {f"cache.{key}": cache[key] for key in LOSSY if cache.get(key) not in (None, "float32")}
     for _, node in experiment.nodes(kept):
         if node["class_path"] == FROM_RUN:
             node["init_args"].pop("run", None)

@@ -13,6 +13,8 @@ def check(config: Config) -> None:
     """Raise one :class:`UserError` with a line for every class that does not exist and every key that it does not take."""
     import lightning.pytorch as pl
 
+    from kdbench.callbacks.teacher_cache import TeacherCache
+
     faults = [f"'{key}:' is missing." for key in ("model", "data") if key not in config]
     for place, node in experiment.nodes(config):
         faults += _faults_of(place, node)
@@ -20,6 +22,10 @@ def check(config: Config) -> None:
     for key in config.get("trainer") or {}:
         if key not in known:
             faults.append(f"trainer: there is no key '{key}'.{nearest(key, known)}")
+    known = inspect.signature(TeacherCache.__init__).parameters.keys() - {"self", "home"}
+    for key in config.get("cache") or {}:
+        if key not in known:
+            faults.append(f"cache: there is no key '{key}'.{nearest(key, known)}")
     if faults:
         raise UserError("\n".join(faults))
 

@@ -19,7 +19,7 @@ from kdbench.suite import catalogue
 
 Config = dict[str, Any]
 DEFAULTS = Path(__file__).parent.parent / "defaults.yaml"
-TOP = ("base", "model", "data", "trainer", "seed_everything", "stages")
+TOP = ("base", "model", "data", "trainer", "cache", "seed_everything", "stages")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from kdbench.callbacks.export import StudentExport
 from kdbench.callbacks.progress import StageProgress
 from kdbench.callbacks.resume import AtomicCheckpoints, LastCheckpoint, RandomStates
+from kdbench.callbacks.teacher_cache import TeacherCache
 from kdbench.errors import UserError
 from kdbench.methods.base import Distillation
 from kdbench.metrics.speed import compare_speed, parameters, ratio
@@ -35,7 +36,7 @@ from kdbench.suite.chain import Stage, arguments
 Record = dict[str, Any]
 
 
-def fit(stage: Stage, wandb: str | None = None, quiet: bool = False, above: str = "") -> Record:
+def fit(stage: Stage, wandb: str | None = None, quiet: bool = False) -> Record:
     """Fit every stage of a chain that is missing, deepest first, and return the record of the last.
 
     A finished stage is found by its id; one that was interrupted resumes; one whose references are new is tested again.
@@ -43,7 +44,7 @@ def fit(stage: Stage, wandb: str | None = None, quiet: bool = False, above: str 
     chain = [each for each in stage.walk() if each.record is None or each is stage]
     for place, each in enumerate(chain, 1):
         label = f"{each.name} ({place} of {len(chain)})" if len(chain) > 1 else each.name
-        record = _fit_one(each, above + label, wandb if each is stage else None, quiet)
+        record = _fit_one(each, label, wandb if each is stage else None, quiet)
     return record
 
 
@@ -56,7 +57,7 @@ def evaluate(stage: Stage, verb: str = "test", quiet: bool = False) -> Record:
     for parent in stage.parents.values():
         fit(parent, quiet=quiet)
     with runs.lock(stage.folder), friendly(stage):
-        cli = _build(stage, [], False, quiet)
+        cli = build(stage, [], False)
         values = _measure(cli, stage, verb)
         record = stage.record
         record["metrics"] |= values
@@ -72,7 +73,7 @@ def predict(stage: Stage) -> Path:
             f"'{stage.name}' has no finished run {stage.id}: run 'kdbench fit' with the same arguments first."
         )
     with friendly(stage):
-        cli = _build(stage, [], False, True)
+        cli = build(stage, [], False)
         batches = cli.trainer.predict(
             cli.model, datamodule=cli.datamodule, ckpt_path=str(stage.folder / runs.CHECKPOINT)
         )
@@ -90,7 +91,7 @@ def _fit_one(stage: Stage, label: str, wandb: str | None, quiet: bool) -> Record
             known = record.get("references", {})
             if any(known.get(name) != run for name, run in _references(stage).items()):
                 with friendly(stage):
-                    record["metrics"] |= _measure(_build(stage, [], False, quiet), stage, "test")
+                    record["metrics"] |= _measure(build(stage, [], False), stage, "test")
                 record["references"] = known | _references(stage)
                 runs.write_record(stage.folder, record)
             return record
@@ -99,16 +100,19 @@ def _fit_one(stage: Stage, label: str, wandb: str | None, quiet: bool) -> Record
 
 
 def _train(stage: Stage, label: str, wandb: str | None, quiet: bool) -> Record:
+    check.check(stage.config)
     checkpoint = stage.folder / runs.CHECKPOINT
+    cache = teacher_cache(stage.config)
     callbacks = [
         RandomStates(),
         LastCheckpoint(checkpoint.parent),
         StudentExport(stage.folder / runs.STUDENT),
+        cache,
         *([] if quiet else [StageProgress(label)]),
     ]
     runs.write_text(stage.folder / runs.CONFIG, yaml.safe_dump(stage.config, sort_keys=False, allow_unicode=True))
     loggers = _loggers(stage, wandb)
-    cli = _build(stage, callbacks, loggers, quiet)
+    cli = build(stage, callbacks, loggers)
     started = time.time()
     resumed = checkpoint.exists()
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint) if resumed else None)
@@ -117,12 +121,20 @@ def _train(stage: Stage, label: str, wandb: str | None, quiet: bool) -> Record:
     seconds = time.time() - started
     metrics = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
     metrics |= _measure(cli, stage, "test")
-    record = _record(stage, metrics, seconds, cli, resumed)
+    record = _record(stage, metrics, seconds, cli, resumed) | {"cache": cache.told()}
     if cli.trainer.is_global_zero:
         for logger in loggers:
             _log_table(logger, record)
         runs.write_record(stage.folder, record)
     return record
+
+
+def teacher_cache(config: dict[str, Any], **changes: Any) -> TeacherCache:
+    """Return the teacher cache as the key ``cache:`` of an experiment says."""
+    told = dict(config.get("cache") or {}) | changes
+    if isinstance(told.get("mode"), bool):  # YAML reads a bare on and off as true and false
+        told["mode"] = "on" if told["mode"] else "off"
+    return TeacherCache(runs.targets(), **told)
 
 
 def _measure(cli: LightningCLI, stage: Stage, verb: str) -> dict[str, float]:
@@ -145,16 +157,17 @@ def _measure(cli: LightningCLI, stage: Stage, verb: str) -> dict[str, float]:
     return values
 
 
-def _build(stage: Stage, callbacks: list[pl.Callback], loggers: list[Logger] | bool, quiet: bool) -> LightningCLI:
-    """Return LightningCLI with everything built; all faults of the config in one :class:`UserError`."""
+def build(stage: Stage, callbacks: list[pl.Callback], loggers: list[Logger] | bool) -> LightningCLI:
+    """Return LightningCLI with trainer, model and data; all faults of the config in one :class:`UserError`."""
     check.check(stage.config)
     config = copy.deepcopy(stage.config)  # jsonargparse may change what it is given
+    config.pop("cache", None)
     defaults = {
         "callbacks": callbacks,
         "logger": loggers,
         "default_root_dir": str(stage.folder),
         "plugins": [AtomicCheckpoints()],
-        **({"enable_progress_bar": False} if quiet or not callbacks else {}),
+        "enable_progress_bar": False,  # StageProgress shows the whole run
         **({"enable_checkpointing": False} if not callbacks else {}),
     }
     try:

@@ -31,6 +31,8 @@ ROWS = {
     "speed_ratio": "the student is faster by",
 }
 
+NO_TEACHER = "there is no teacher"
+
 
 def console() -> Console:
     """Return a console as wide as a table needs when nobody looks at a terminal."""
@@ -67,11 +69,26 @@ def show_record(record: dict[str, Any], folder: Path, found: bool) -> None:
             table.add_row(label, *cells)
     out = console()
     out.print(table)
+    if told := _cache_told(record.get("cache", {})):
+        out.print(told, highlight=False, soft_wrap=True)
     if record["data"]["source"] == "embedded":
         out.print("These figures rest on embedded (generated) data.")
     if found:
         out.print("This run was finished before; --fresh makes a new attempt.")
     out.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+
+
+def _cache_told(cache: dict[str, Any]) -> str | None:
+    """Return what became of the teachers' targets, or None where there is no teacher."""
+    if "off" in cache:
+        return None if cache["off"] == NO_TEACHER else f"Teachers ran at each step: {cache['off']}."
+    if not cache:
+        return None
+    closed = f"; then no more were kept: {cache['closed']}" if cache["closed"] else ""
+    return (
+        f"Teacher targets: {cache['rows_read']} rows read from the store, {cache['rows_computed']} computed, "
+        f"{cache['megabytes']} MB kept{closed}."
+    )
 
 
 def shown(key: str, value: float | None) -> str:

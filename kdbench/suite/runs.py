@@ -26,6 +26,11 @@ def home() -> Path:
     return Path(os.environ.get("KDBENCH_RUNS", "runs"))
 
 
+def targets() -> Path:
+    """Return the folder of stored teacher targets: ``$KDBENCH_CACHE``, else ``.targets`` beside the runs."""
+    return Path(os.environ.get("KDBENCH_CACHE") or home() / ".targets")
+
+
 def digest(value: Any, length: int = 10) -> str:
     """Return the first ``length`` hex digits of the SHA-256 of ``value`` as canonical JSON."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)

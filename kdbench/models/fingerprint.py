@@ -1,0 +1,43 @@
+"""Which network it is, told by its content: equal digests mean equal outputs."""
+
+import functools
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kdbench.models.origins import FromFolder, FromRun, Origin
+
+FILES = ("*.safetensors", "*.json")
+"""What decides the outputs of a saved network: weights and config (and its tokenizer's files, which do no harm)."""
+
+
+def origin_digest(origin: Origin) -> str | None:
+    """Return a digest of the network that an origin would build, from its files, without building it.
+
+    None where files do not tell: random weights, surgeries, and the hub, whose files may not be here yet.
+    """
+    if origin.then or not isinstance(origin, FromFolder | FromRun):
+        return None
+    digest = hashlib.sha256(str(getattr(origin, "architecture", None)).encode())
+    for path in sorted(each for pattern in FILES for each in origin.path().glob(pattern)):
+        state = path.stat()
+        digest.update(f"{path.name} {_file_digest(path.absolute(), state.st_mtime_ns, state.st_size)}".encode())
+    return digest.hexdigest()
+
+
+def network_digest(network: nn.Module) -> str:
+    """Return a digest of the class, the config and every weight and buffer of a network."""
+    digest = hashlib.sha256(f"{type(network).__qualname__} {getattr(network, 'config', '')}".encode())
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _file_digest(path: Path, modified: int, size: int) -> str:
+    """Return the hash of a file's bytes; read again when its time or size has changed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

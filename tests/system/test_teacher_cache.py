@@ -1,0 +1,167 @@
+"""Runs with a teacher cache: the weights of a run without it, whatever happens to the store."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdbench import cli
+from kdbench.suite import cache, chain, experiment, fit, runs
+
+ROOT = Path(__file__).parent.parent.parent
+RUN = [
+    *("--config", "experiments/distilbert_ro/markov.yaml", "--data.batch_size", "256", "--data.draws", "1"),
+    *("--trainer.max_steps", "20", "--stages.markov_cased.trainer.max_steps", "3"),
+    *("--stages.markov_uncased.trainer.max_steps", "3"),
+]  # 8 steps an epoch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setenv("KDBENCH_RUNS", str(tmp_path_factory.mktemp("runs")))
+        yield
+
+
+def plan(*arguments):
+    parsed = cli.parse([*RUN, *arguments], {"seed"}, set())
+    changes = [*parsed.overrides, ("seed_everything", int(parsed.options.get("seed", 0)))]
+    return chain.plan(experiment.read(*parsed.configs, overrides=changes), fresh=True)
+
+
+def run(*arguments):
+    """Fit anew; return the weights and what the record says of the cache."""
+    stage = plan(*arguments)
+    record = fit.fit(stage, quiet=True)
+    return torch.load(stage.folder / runs.CHECKPOINT, weights_only=True)["state_dict"], record["cache"]
+
+
+def difference(first, second):
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+@pytest.fixture(scope="module")
+def plain(home):
+    weights, told = run("--cache.mode", "off")
+    assert told == {"mode": "off", "off": "it is switched off"}
+    return weights
+
+
+@pytest.fixture(scope="module")
+def filled(plain):
+    """The store after one run; each test works on a copy of it."""
+    weights, told = run("--cache.mode", "auto")
+    assert difference(weights, plain) < 1e-5
+    assert told["rows_computed"] == 2 * 2000, "the first epoch, for each of two teachers"
+    assert told["rows_read"] >= 2 * (2000 + 3 * 256 + 208), "all later ones; one batch of the eight is short"
+    assert told["teachers_loaded"] == 2
+    return runs.targets()
+
+
+@pytest.fixture
+def store(filled, tmp_path, monkeypatch):
+    shutil.copytree(filled, tmp_path / "targets")
+    monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "targets"))
+    return tmp_path / "targets"
+
+
+def test_the_next_run_loads_no_teacher_and_ends_with_equal_weights(store, plain):
+    weights, told = run()
+    assert told["rows_computed"] == told["teachers_loaded"] == 0
+    assert difference(weights, plain) < 1e-5
+
+
+def test_another_seed_shares_what_the_teachers_said(store):
+    _, told = run("--seed", "1")
+    assert told["rows_computed"] == 0
+
+
+def test_a_flipped_byte_in_each_file_changes_no_weight(store, plain):
+    for block in store.glob("*/*.safetensors"):
+        content = bytearray(block.read_bytes())
+        content[len(content) // 2] ^= 1
+        block.write_bytes(content)
+    for card in store.glob("*/card.json"):
+        card.write_text("{")
+    weights, told = run()
+    assert told["rows_computed"] == 2 * 2000
+    assert difference(weights, plain) < 1e-5
+
+
+def test_a_file_cut_short_is_computed_again(store, plain):
+    block = max(store.glob("*/*.safetensors"), key=lambda path: path.stat().st_size)
+    block.write_bytes(block.read_bytes()[:5000])
+    weights, told = run()
+    assert told["rows_computed"] == 2000
+    assert told["teachers_loaded"] == 1
+    assert difference(weights, plain) < 1e-5
+
+
+def test_a_replaced_teacher_is_another_teacher(store):
+    stage = plan()
+    teacher = stage.parents["model.teachers.cased"].folder / "student" / "model.safetensors"
+    before = teacher.read_bytes()
+    changed = bytearray(before)
+    changed[-1] ^= 0x40  # a sign or an exponent of one weight
+    try:
+        teacher.write_bytes(changed)
+        _, told = run()
+    finally:
+        teacher.write_bytes(before)
+    assert told["rows_computed"] == 2000, "the cased teacher's rows alone"
+
+
+def test_other_data_are_other_rows(store):
+    _, told = run("--data.max_length", "10")
+    assert told["rows_computed"] == 2 * 2000
+
+
+def test_without_end_nothing_comes_back(store):
+    _, told = run("--data.draws", "null")
+    assert "without end" in told["off"]
+
+
+def test_rows_that_come_once_are_not_kept_unless_asked(store, monkeypatch, tmp_path):
+    monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "empty"))
+    _, told = run("--trainer.max_steps", "6")
+    assert "no row comes twice" in told["off"]
+    _, told = run("--trainer.max_steps", "6", "--cache.mode", "on")
+    assert told["rows_computed"] in (2 * 6 * 256, 2 * (5 * 256 + 208))
+
+
+ONE_TEACHER = [
+    *("--model.teachers.uncased", "null", "--model.align", "null"),
+    *("--model.objective.soft.teacher", "cased.logits", "--model.objective.soft.combine", "null"),
+]
+
+
+@pytest.mark.parametrize(("form", "near"), [(("--cache.dtype", "float16"), 2e-2), (("--cache.top_k", "20"), 2e-2)])
+def test_a_smaller_form_takes_less_room_and_stays_near(store, form, near):
+    plain, whole = run(*ONE_TEACHER)
+    weights, told = run(*ONE_TEACHER, *form)
+    again, read = run(*ONE_TEACHER, *form)
+    assert read["rows_computed"] == 0
+    assert difference(weights, again) == 0.0, "fresh values pass through the form in which they are kept"
+    assert 0 < difference(weights, plain) < near
+    assert told["megabytes"] < whole["megabytes"]
+
+
+def test_top_k_says_where_it_cannot_be(store, caplog):
+    run("--cache.top_k", "20", "--trainer.max_steps", "2", "--cache.mode", "on")
+    assert caplog.text.count("kept whole") == 2
+
+
+def test_filled_ahead_of_time(tmp_path, monkeypatch, plain, capsys):
+    monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "ahead"))
+    cache.show_filled(cache.fill(plan(), quiet=True))
+    assert "4000 rows computed, 0 found" in capsys.readouterr().out
+    weights, told = run()
+    assert told["rows_computed"] == told["teachers_loaded"] == 0
+    assert difference(weights, plain) < 1e-5
+    cache.show()
+    assert "synthetic/hidden_markov (embedded)" in " ".join(capsys.readouterr().out.split())
+    cache.prune(0)
+    assert "0.00 MB kept" in capsys.readouterr().out
+    assert not list((tmp_path / "ahead").iterdir())
