@@ -78,7 +78,7 @@ class StageProgress(pl.Callback):
         self.shown = time.monotonic()
         speed = (done - self.first) / max(self.shown - self.began, 1e-9)
         loss = trainer.callback_metrics.get("train/loss") if self.what == "fitting" else None
-        told = f"{speed:.1f} a second" + (f"  loss {float(loss):.4g}" if loss is not None else "")
+        told = f"{speed:.1f}/s" + (f"  loss {float(loss):.4g}" if loss is not None else "")
         if self.bar is not None:
             self.bar.update(self.task, completed=done, told=told, refresh=True)
         elif trainer.is_global_zero:

@@ -61,7 +61,7 @@ class TextClassification(LabelledText):
         batch_size: int = 32,
         max_length: int = 128,
         tokenizer: TokenizerTraining | None = None,
-        group_by_length: bool = True,
+        group_by_length: bool | None = None,
         eval_batch_size: int = 64,
         num_workers: int = 0,
     ) -> None:
@@ -132,7 +132,7 @@ class TokenTagging(LabelledText):
         batch_size: int = 32,
         max_length: int = 128,
         tokenizer: TokenizerTraining | None = None,
-        group_by_length: bool = True,
+        group_by_length: bool | None = None,
         eval_batch_size: int = 64,
         num_workers: int = 0,
     ) -> None:
@@ -212,7 +212,7 @@ class TextSimilarity(LabelledText):
         batch_size: int = 32,
         max_length: int = 128,
         tokenizer: TokenizerTraining | None = None,
-        group_by_length: bool = True,
+        group_by_length: bool | None = None,
         eval_batch_size: int = 64,
         num_workers: int = 0,
     ) -> None:

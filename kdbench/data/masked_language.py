@@ -49,7 +49,7 @@ class MaskedLanguageModeling(TextData):
         power: float = 0.7,
         draws: int | None = None,
         min_length: int = 0,
-        group_by_length: bool = True,
+        group_by_length: bool | None = None,
         eval_batch_size: int = 64,
         num_workers: int = 0,
     ) -> None:

@@ -41,7 +41,8 @@ class TextData(pl.LightningDataModule):
         batch_size: rows in a training batch, on each device.
         max_length: the longest text in pieces, special ones included; longer ones are cut.
         tokenizer: how a vocabulary is trained from the training texts, for networks that bring none.
-        group_by_length: batches of similar length, drawn anew each epoch; without it, plain shuffled batches.
+        group_by_length: batches of similar length, drawn anew each epoch, or plain shuffled ones. By default they are
+            grouped unless a loss compares the rows of a batch with one another.
         eval_batch_size: rows in a batch of validation and test.
         num_workers: processes that make batches; 0 makes them in the training process.
     """
@@ -57,7 +58,7 @@ class TextData(pl.LightningDataModule):
         batch_size: int = 32,
         max_length: int = 128,
         tokenizer: TokenizerTraining | None = None,
-        group_by_length: bool = True,
+        group_by_length: bool | None = None,
         eval_batch_size: int = 64,
         num_workers: int = 0,
     ) -> None:
@@ -163,10 +164,13 @@ class TextData(pl.LightningDataModule):
 
     def _loader(self, split: str, batch_size: int, shuffle: bool) -> ResumableLoader:
         items = self.items[split]
+        grouped = self.group_by_length
+        if grouped is None:
+            grouped = not (shuffle and self.trainer.lightning_module.compares_rows)
         sampler = GroupedBatches(
             rows=len(items),
             batch_size=batch_size,
-            lengths=[item["length"] for item in items] if self.group_by_length else None,
+            lengths=[item["length"] for item in items] if grouped else None,
             seed=self.seed,
             shuffle=shuffle,
             draws=self.draws if shuffle else 1,

@@ -119,6 +119,11 @@ class Distillation(pl.LightningModule):
         """Return the tokenizer that each network brings along, None where it has none yet."""
         return {name: origin.tokenizer() for name, origin in self.origins.items()}
 
+    @property
+    def compares_rows(self) -> bool:
+        """Whether a loss compares the rows of a batch with one another, so that batches of like length would change it."""
+        return self.objective is not None and self.objective.compares_rows
+
     def matches(self) -> dict[str, Match]:
         """Return how each teacher's values meet the student's where they are not simply the same rows."""
         for name, tap in self._teachers_read():
@@ -133,6 +138,8 @@ class Distillation(pl.LightningModule):
         """Build the networks from what the data know, then try every tap and term on one small batch."""
         if self.student is not None:
             return
+        for origin in self.origins.values():
+            origin.check()
         self.data = self.trainer.datamodule
         self.task = TASKS[self.data.task](self.data.labels)
         if self.objective is None:

@@ -61,6 +61,9 @@ class Origin(abc.ABC):
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Return the tokenizer that comes with the network, or None."""
 
+    def check(self) -> None:  # noqa: B027 - of a config or a hub id nothing can be seen in advance
+        """Raise :class:`UserError` when it can be seen without building that the network cannot be had."""
+
 
 class FromConfig(Origin):
     """A new network with random weights.
@@ -164,6 +167,10 @@ class FromFolder(Origin):
         """Return the folder."""
         return self.folder
 
+    def check(self) -> None:
+        """Raise :class:`UserError` when the folder holds no network."""
+        _check_folder(self.folder)
+
     def make(self, facts: Facts) -> PreTrainedModel:
         """Open the folder."""
         return _open(self.folder, self.architecture)
@@ -203,6 +210,10 @@ class FromRun(Origin):
         """Return the tokenizer that the run left beside the network."""
         return _open_tokenizer(self.path())
 
+    def check(self) -> None:
+        """Raise :class:`UserError` when the run left no network."""
+        _check_folder(self.path())
+
     def path(self) -> Path:
         """Return the folder that the run left."""
         if self.run is None:
@@ -229,13 +240,17 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _open(folder: Path, architecture: str | None) -> PreTrainedModel:
+def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"There is no folder '{folder}': fit the experiment that leaves it, or correct the path.")
     if not (folder / "config.json").is_file():
         raise UserError(f"The folder '{folder}' has no config.json, so it holds no network that save_pretrained wrote.")
     if not list(folder.glob("*.safetensors")):
         raise UserError(f"The folder '{folder}' has no weights in *.safetensors; kdbench opens no pickled ones.")
+
+
+def _open(folder: Path, architecture: str | None) -> PreTrainedModel:
+    _check_folder(folder)
     try:
         return _load(str(folder), architecture, None)
     except (OSError, ValueError, SafetensorError) as error:

@@ -31,6 +31,7 @@ class Teaching(pl.LightningModule):
         self.inner = [module]  # in a list: its student is no part of this module
         module.store = cache
         self.tokenizers, self.teacher_names = module.tokenizers, module.teacher_names
+        self.compares_rows = False  # nothing is learnt, so the cheapest batches do
 
     def setup(self, stage: str) -> None:
         """Build what the objective reads of the teachers."""

@@ -118,6 +118,20 @@ def test_a_fit_leaves_nothing_behind_in_its_process(flagship):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize(
+    ("loss", "grouped"), [("KLDivergence", True), ("tests.methods.test_objective.Comparing", False)]
+)
+def test_batches_are_of_like_length_unless_a_loss_compares_their_rows(flagship, loss, grouped):
+    stage = plan(
+        *FLAGSHIP, "--model.objective.soft.loss", f"{{class_path: {loss}}}", "--trainer.limit_train_batches", "1"
+    )
+    with fit.friendly(stage):
+        built = fit.build(stage, [], False)
+        built.trainer.fit(built.model, datamodule=built.datamodule)
+    assert (built.datamodule.train_dataloader().batch_sampler.lengths is not None) == grouped
+    assert built.datamodule.val_dataloader().batch_sampler.lengths is not None
+
+
 def command(*arguments, runs_folder, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", "kdbench.cli", *arguments],

@@ -1,0 +1,145 @@
+"""A teacher read from the store gives what its forward gives, whatever part of a batch is stored."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from kdbench.data.targets import Column
+from kdbench.losses.top_k import TopK, top_k
+from kdbench.methods.reader import Reader, StoredReader, taps_by_role
+
+VIEWS = {"inputs": "inputs"}
+TAPS = ["logits", "pooled"]
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    pooled: torch.Tensor
+
+
+class Network(nn.Module):
+    """Logits a token and one vector a row."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(30, 9)
+        self.calls = 0
+
+    def forward(self, input_ids, attention_mask):
+        self.calls += 1
+        logits = self.table(input_ids)
+        return Output(logits, (logits * attention_mask[..., None]).sum(1))
+
+
+def batch_of(*rows):
+    width = max(map(len, rows))
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)], mask[place, : len(row)] = torch.tensor(row), 1
+    return {"inputs": {"input_ids": ids, "attention_mask": mask}}
+
+
+ONE, TWO, THREE = [1, 2, 3], [4, 5], [6, 7, 8, 9, 10]
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return Network()
+
+
+def stored(network, home, **options):
+    columns = {tap: Column(home, {"tap": tap, **{k: str(v) for k, v in options.items()}}, {}, 10**8) for tap in TAPS}
+    reader = StoredReader(lambda: Reader(network, TAPS, VIEWS), TAPS, VIEWS, columns, **options)
+    reader.keeps = True
+    return reader
+
+
+def read(reader, batch):
+    with torch.no_grad():
+        return reader(batch, reader.look_up(batch))
+
+
+def flush(reader):
+    for column in reader.columns.values():
+        column.flush()
+
+
+def same(found, network, batch):
+    mask = batch["inputs"]["attention_mask"].bool()
+    expected = network(**batch["inputs"])
+    assert torch.equal(found["logits"][mask], expected.logits[mask])
+    torch.testing.assert_close(found["pooled"], expected.pooled)
+
+
+def test_fresh_stored_and_mixed_rows_agree_with_a_forward(network, tmp_path):
+    reader = stored(network, tmp_path)
+    same(read(reader, batch_of(ONE, TWO)), network, batch_of(ONE, TWO))
+    flush(reader)
+    network.calls = 0
+    found = read(reader, batch_of(TWO, ONE))
+    assert network.calls == 0
+    same(found, network, batch_of(TWO, ONE))
+    mixed = batch_of(ONE, THREE, TWO)
+    found = read(reader, mixed)
+    same(found, network, mixed)
+    assert (reader.read_rows, reader.computed_rows) == (4, 3)
+    assert not found["logits"][0, 3:].any(), "padding of stored rows is 0"
+
+
+def test_a_network_is_not_built_when_every_row_is_stored(network, tmp_path):
+    first = stored(network, tmp_path)
+    read(first, batch_of(ONE, TWO))
+    flush(first)
+    second = stored(network, tmp_path)
+    second.build = None
+    same(read(second, batch_of(TWO)), network, batch_of(TWO))
+    assert second.reader is None
+
+
+def test_a_rehearsal_keeps_nothing(network, tmp_path):
+    reader = stored(network, tmp_path)
+    reader.keeps = False
+    read(reader, batch_of(ONE))
+    flush(reader)
+    assert len(reader.columns["logits"]) == reader.computed_rows == 0
+
+
+def test_half_precision_rounds_fresh_and_stored_values_alike(network, tmp_path):
+    reader = stored(network, tmp_path, dtype=torch.float16)
+    fresh = read(reader, batch_of(ONE))
+    flush(reader)
+    again = read(reader, batch_of(ONE))
+    assert fresh["logits"].dtype == again["logits"].dtype == torch.float32
+    assert torch.equal(fresh["logits"], again["logits"])
+    assert torch.equal(fresh["logits"], network(**batch_of(ONE)["inputs"]).logits.half().float())
+
+
+def test_logits_in_short(network, tmp_path):
+    reader = stored(network, tmp_path, top_k={"logits": (4, 2.0)})
+    mixed = batch_of(ONE, THREE)
+    read(reader, batch_of(ONE))
+    flush(reader)
+    for _ in range(2):
+        found = read(reader, mixed)["logits"]
+        assert isinstance(found, TopK)
+        expected = top_k(network(**mixed["inputs"]).logits, 4, 2.0)
+        mask = mixed["inputs"]["attention_mask"].bool()
+        torch.testing.assert_close(found.logits[mask], expected.logits[mask])
+        assert torch.equal(found.classes[mask], expected.classes[mask])
+        flush(reader)
+
+
+def test_roles_sort_taps():
+    views = {"first": "first.cased", "second": "second.cased"}
+    assert taps_by_role(["first.embedding", "second.embedding", "logits"], views) == {
+        "first": {"first.embedding": "embedding", "first.logits": "logits"},
+        "second": {"second.embedding": "embedding"},
+    }
+    assert taps_by_role(["hidden_states.-1", "inputs.logits"], VIEWS) == {
+        "inputs": {"hidden_states.-1": "hidden_states.-1", "logits": "logits"}
+    }
