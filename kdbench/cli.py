@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from kdbench.errors import UserError, nearest
+from kdbench.errors import UserError, nearest, refused_by_disk
 
 HELP = """\
 kdbench: knowledge distillation papers as runnable experiments and checkable claims
@@ -60,6 +60,11 @@ def main(argv: list[str] | None = None) -> None:
         run(argv)
     except UserError as error:
         print(f"kdbench: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if (why := refused_by_disk(error)) is None:
+            raise
+        print(f"kdbench: a file cannot be written ({why}): make room, and give the same command.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("kdbench: interrupted; the same command resumes.", file=sys.stderr)

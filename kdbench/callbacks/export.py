@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from kdbench.errors import UserError, refused_by_disk
 from kdbench.models.origins import quiet
 
 
@@ -34,13 +35,22 @@ class StudentExport(pl.Callback):
 def save_network(
     folder: Path, network: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None, card: str | None = None
 ) -> None:
-    """Write weights (safetensors), config, tokenizer and model card to ``folder``, whole or not at all."""
-    with _replaced(folder) as temporary, quiet():
-        network.save_pretrained(temporary)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
-        if card is not None:
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+    """Write weights (safetensors), config, tokenizer and model card to ``folder``, whole or not at all.
+
+    Raises:
+        UserError: the disk takes no more bytes.
+    """
+    try:
+        with _replaced(folder) as temporary, quiet():
+            network.save_pretrained(temporary)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(temporary)
+            if card is not None:
+                (temporary / "README.md").write_text(card, encoding="utf-8")
+    except Exception as error:
+        if why := refused_by_disk(error):
+            raise UserError(f"'{folder}' cannot be written ({why}): make room and give the same command.") from error
+        raise
 
 
 def model_card(record: dict[str, Any], network: nn.Module) -> str:

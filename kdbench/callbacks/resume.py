@@ -4,7 +4,6 @@ Lightning saves weights, optimiser, schedule and loops; the loaders save their p
 and checkpoints are written so that a kill at any moment leaves a usable one.
 """
 
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,9 @@ import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from kdbench.errors import UserError
+from kdbench.files import whole_file
 
 
 class RandomStates(pl.Callback):
@@ -57,17 +59,21 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write ``checkpoint`` to ``path``, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with whole_file(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the checkpoint at ``path``; raise :class:`UserError` where there is none or a damaged one."""
+        if not Path(path).exists():
+            raise UserError(f"There is no checkpoint '{path}' any more: make a new attempt with 'kdbench fit --fresh'.")
         try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            return super().load_checkpoint(path, *args, **kwargs)
+        except (MemoryError, PermissionError):
+            raise
+        except Exception as error:  # torch fails in as many ways as a file can be damaged
+            raise UserError(
+                f"The checkpoint '{path}' is damaged ({type(error).__name__}): remove it, and the same command starts anew."
+            ) from error
 
 
 class LastCheckpoint(ModelCheckpoint):

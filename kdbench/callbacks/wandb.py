@@ -5,27 +5,69 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from kdbench.errors import UserError
 
 
-def wandb_logger(project: str, experiment: str, folder: Path, config: dict[str, Any]) -> WandbLogger:
-    """Return a logger whose run has the id of the run folder, so that a resumed run goes on in the same W&B run.
+class RunLogger(WandbLogger):
+    """Logs to the W&B run that has the id of the run folder, so that a resumed run goes on in the same W&B run.
 
     Without a key (``WANDB_API_KEY`` or ``wandb login``) it works offline; ``wandb sync`` sends the files later.
+    Whatever W&B writes lies in the run folder.
+
+    Args:
+        project: the project.
+        experiment: the name of the experiment; the paper before its ``/`` is the group, the rest the job type.
+        folder: the run folder.
+        config: the merged config; its source of data is a tag.
+
+    Raises:
+        UserError: W&B cannot be reached, or refuses the key.
     """
-    paper, _, arm = experiment.partition("/")
-    logger = WandbLogger(
-        project=project,
-        name=f"{experiment}/{folder.name}",
-        id=f"{experiment.replace('/', '-')}-{folder.name}",
-        save_dir=folder,
-        offline=not _has_key(),
-        resume="allow",
-        group=paper,
-        job_type=arm or "main",
-        tags=[paper],
-    )
-    logger.log_hyperparams(config)
-    return logger
+
+    def __init__(self, project: str, experiment: str, folder: Path, config: dict[str, Any]) -> None:
+        paper, _, arm = experiment.partition("/")
+        source = config["data"].get("init_args", {}).get("source", "embedded")
+        own = folder.absolute() / "wandb"
+        os.environ.setdefault("WANDB_CACHE_DIR", str(own / "cache"))  # by default these two lie in the user's home
+        os.environ.setdefault("WANDB_DATA_DIR", str(own / "data"))
+        super().__init__(
+            project=project,
+            name=f"{experiment}/{folder.name}",
+            id=f"{experiment.replace('/', '-')}-{folder.name}",
+            save_dir=folder,
+            offline=not _has_key(),
+            resume="allow",
+            group=paper,
+            job_type=arm or "main",
+            tags=[paper, source],
+        )
+        self._wandb_init.pop("anonymous", None)  # W&B warns of it, whatever it says
+        self._begin(config)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RunLogger":
+        """Return the logger itself: LightningCLI copies what it is given, and there is one W&B run."""
+        return self
+
+    @rank_zero_only
+    def _begin(self, config: dict[str, Any]) -> None:
+        import wandb
+
+        try:
+            self.log_hyperparams(config)
+        except wandb.Error as error:
+            raise UserError(
+                f"Weights & Biases cannot be used ({str(error).strip().splitlines()[0]}): check WANDB_API_KEY and the network, "
+                "or set WANDB_MODE=offline."
+            ) from error
+
+    @rank_zero_only
+    def log_record(self, record: dict[str, Any]) -> None:
+        """Keep every metric of the record in the summary and in one table, and end the W&B run."""
+        self.log_table("result", columns=["metric", "value"], data=[list(each) for each in record["metrics"].items()])
+        self.experiment.summary.update(record["metrics"])
+        self.experiment.finish()
 
 
 def _has_key() -> bool:

@@ -40,21 +40,21 @@ def tagged_row(words: list[str], upos: list[str], xpos: list[str], where: str) -
     """Return a sentence with its universal and its language-specific tags."""
     _check(upos, UPOS, where)
     _check_lengths(words, upos, where)
-    return {"words": [clean(word) for word in words], "upos": list(upos), "xpos": list(xpos)}
+    return {"words": [_text(word, where) for word in words], "upos": list(upos), "xpos": list(xpos)}
 
 
 def entity_row(words: list[str], ner: list[str], where: str) -> Row:
     """Return a sentence with its entities as BIO2 tags."""
     _check(ner, NER, where)
     _check_lengths(words, ner, where)
-    return {"words": [clean(word) for word in words], "ner": list(ner)}
+    return {"words": [_text(word, where) for word in words], "ner": list(ner)}
 
 
 def review_row(title: str, content: str, stars: str | int, where: str) -> Row:
     """Return a review with its stars as a number."""
     number = int(stars) if str(stars).isdecimal() else stars
     _check([number], STARS, where)
-    return {"title": clean(title), "content": clean(content), "stars": number}
+    return {"title": _text(title, where), "content": _text(content, where), "stars": number}
 
 
 def pair_row(first: str, second: str, score: str | float, where: str) -> Row:
@@ -65,13 +65,13 @@ def pair_row(first: str, second: str, score: str | float, where: str) -> Row:
         number = -1.0
     if not 0 <= number <= 5:
         raise damaged(where, f"{score!r} is no score from 0 to 5")
-    return {"first": clean(first), "second": clean(second), "score": number}
+    return {"first": _text(first, where), "second": _text(second, where), "score": number}
 
 
 def dialect_row(text: str, dialect: str, where: str) -> Row:
     """Return a text with its dialect; the label is never a part of the text."""
     _check([dialect], DIALECTS, where)
-    return {"text": clean(text), "dialect": dialect}
+    return {"text": _text(text, where), "dialect": dialect}
 
 
 # ---- local files ----
@@ -201,11 +201,13 @@ def _trees(folder: Path, split: str) -> Iterator[tuple[Row, str]]:
 def _annotated(folder: Path, split: str) -> list[tuple[Row, str]]:
     path = local_file(folder, "test.json" if split == "test" else "valid.json")
     rows = []
-    for place, entry in enumerate(_entries(path, _json(path), ("tokens", "ner_tags", "space_after"))):
+    for place, entry in enumerate(
+        _entries(path, _json(path), dict.fromkeys(("tokens", "ner_tags", "space_after"), list))
+    ):
         row = entity_row(entry["tokens"], entry["ner_tags"], f"{path}, entry {place + 1}")
         _check_lengths(entry["tokens"], entry["space_after"], f"{path}, entry {place + 1}")
         spaced = zip(entry["tokens"], entry["space_after"], strict=True)
-        rows.append((row, clean("".join(word + " " * after for word, after in spaced))))
+        rows.append((row, clean("".join(word + " " * bool(after) for word, after in spaced))))
     if split == "test":
         return rows
     cut = len(rows) - len(rows) * 15 // 100
@@ -217,7 +219,8 @@ def _reviews(folder: Path, name: str) -> dict[str, Row]:
     content = _json(path)
     entries = content.get("reviews") if isinstance(content, dict) else None
     rows = {}
-    for place, entry in enumerate(_entries(path, entries, ("index", "title", "content", "starRating"))):
+    fields = {"index": (str, int), "title": str, "content": str, "starRating": (str, int)}
+    for place, entry in enumerate(_entries(path, entries, fields)):
         where = f"{path}, review {place + 1}"
         rows[entry["index"]] = review_row(entry["title"], entry["content"], entry["starRating"], where)
     return rows
@@ -239,7 +242,8 @@ def _content(path: Path) -> str:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the lines with their numbers from 1; only line feeds end a line, as texts may hold other separators."""
-    for number, line in enumerate(_content(path).removesuffix("\n").split("\n")):
+    content = _content(path).removesuffix("\n")
+    for number, line in enumerate(content.split("\n") if content else []):
         yield number + 1, line.removesuffix("\r")
 
 
@@ -250,18 +254,27 @@ def _json(path: Path) -> Any:
         raise damaged(f"{path}, line {error.lineno}", f"not valid JSON ({error.msg})") from error
 
 
-def _entries(path: Path, entries: Any, fields: tuple[str, ...]) -> list[Row]:
+def _entries(path: Path, entries: Any, fields: dict[str, type | tuple[type, ...]]) -> list[Row]:
     if not isinstance(entries, list):
         raise damaged(path, "not the published list of entries")
     for place, entry in enumerate(entries):
         if not isinstance(entry, dict) or not set(fields) <= set(entry):
             raise damaged(f"{path}, entry {place + 1}", f"without the fields {', '.join(fields)}")
+        for field, kind in fields.items():
+            if not isinstance(entry[field], kind):
+                raise damaged(f"{path}, entry {place + 1}", f"{field} is {entry[field]!r}")
     return entries
+
+
+def _text(text: Any, where: str) -> str:
+    if not isinstance(text, str):
+        raise damaged(where, f"{text!r} is no text")
+    return clean(text)
 
 
 def _check(labels: Iterable[Any], known: frozenset[Any], where: str) -> None:
     for label in labels:
-        if label not in known:
+        if not isinstance(label, (str, int)) or label not in known:
             raise damaged(where, f"the label {label!r} is none of {', '.join(map(str, sorted(known)))}")
 
 

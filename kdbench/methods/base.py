@@ -60,10 +60,9 @@ class Distillation(pl.LightningModule):
         self.origins: dict[str, Origin] = {"student": student, **(teachers or {}), **references}
         self.teacher_names = list(teachers or {})
         self.reference_names = list(references)
-        if shared := set(self.teacher_names) & set(self.reference_names) | {"student"} & (
-            self.origins.keys() - {"student"}
-        ):
-            raise ValueError(f"two networks are named '{shared.pop()}'")
+        names = ["student", *self.teacher_names, *self.reference_names]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two networks are named '{twice[0]}'")
         self.objective = Objective(objective) if objective is not None else None
         for name, _ in self._teachers_read():
             if name not in self.teacher_names:
@@ -261,6 +260,12 @@ class Distillation(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Never save weights that a non-finite step may have touched."""
         self.check_finite()
+        for name, value in self.named_parameters():
+            if not bool(torch.isfinite(value).all()):
+                raise UserError(
+                    f"The weight '{name}' is no longer finite at step {self.global_step}, though every term was: a gradient "
+                    "overflowed; lower the learning rate, or clip with 'trainer.gradient_clip_val'."
+                )
 
     def _warn_of_small_terms(self, weighted: dict[str, float]) -> None:
         total = sum(weighted.values())

@@ -43,11 +43,14 @@ def load(dotted: str) -> Any:
 
 
 def _faults_of(place: str, node: Config) -> list[str]:
+    from torch import nn
+
     try:
         found = load(node["class_path"])
     except UserError as error:
         return [f"{place}: {error}"]
-    parameters = inspect.signature(found).parameters
+    bare = getattr(found, "__init__", None) is nn.Module.__init__  # takes nothing, though its signature says anything
+    parameters = {} if bare else inspect.signature(found).parameters
     if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
         return []
     name = node["class_path"].rpartition(".")[2]

@@ -2,13 +2,14 @@
 
 import contextlib
 import copy
-import errno
 import json
 import logging
 import os
 import platform
 import resource
+import signal
 import subprocess
+import sys
 import time
 import warnings
 from argparse import ArgumentError
@@ -22,12 +23,14 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from kdbench.callbacks.export import StudentExport
 from kdbench.callbacks.progress import StageProgress
 from kdbench.callbacks.resume import AtomicCheckpoints, LastCheckpoint, RandomStates
 from kdbench.callbacks.teacher_cache import TeacherCache
 from kdbench.errors import UserError
+from kdbench.files import write_text
 from kdbench.methods.base import Distillation
 from kdbench.metrics.speed import compare_speed, parameters, ratio
 from kdbench.suite import check, messages, runs
@@ -42,6 +45,11 @@ def fit(stage: Stage, wandb: str | None = None, quiet: bool = False) -> Record:
     A finished stage is found by its id; one that was interrupted resumes; one whose references are new is tested again.
     """
     chain = [each for each in stage.walk() if each.record is None or each is stage]
+    for each in chain:
+        if each.record is None:
+            with friendly(each):  # every mistake of the chain shows before its first step
+                build(each, [], False)
+                teacher_cache(each.config)
     for place, each in enumerate(chain, 1):
         label = f"{each.name} ({place} of {len(chain)})" if len(chain) > 1 else each.name
         record = _fit_one(each, label, wandb if each is stage else None, quiet)
@@ -77,9 +85,9 @@ def predict(stage: Stage) -> Path:
         batches = cli.trainer.predict(
             cli.model, datamodule=cli.datamodule, ckpt_path=str(stage.folder / runs.CHECKPOINT)
         )
-    rows = [{"id": batch["id"].tolist(), "predictions": batch["predictions"].tolist()} for batch in batches]
-    file = stage.folder / "predictions.jsonl"
-    runs.write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+        rows = [{"id": batch["id"].tolist(), "predictions": batch["predictions"].tolist()} for batch in batches]
+        file = stage.folder / "predictions.jsonl"
+        write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
     return file
 
 
@@ -95,12 +103,13 @@ def _fit_one(stage: Stage, label: str, wandb: str | None, quiet: bool) -> Record
                 record["references"] = known | _references(stage)
                 runs.write_record(stage.folder, record)
             return record
+        if first:
+            runs.sweep(stage.folder)
         with friendly(stage):
             return _train(stage, label, wandb, quiet)
 
 
 def _train(stage: Stage, label: str, wandb: str | None, quiet: bool) -> Record:
-    check.check(stage.config)
     checkpoint = stage.folder / runs.CHECKPOINT
     cache = teacher_cache(stage.config)
     callbacks = [
@@ -110,22 +119,21 @@ def _train(stage: Stage, label: str, wandb: str | None, quiet: bool) -> Record:
         cache,
         *([] if quiet else [StageProgress(label)]),
     ]
-    runs.write_text(stage.folder / runs.CONFIG, yaml.safe_dump(stage.config, sort_keys=False, allow_unicode=True))
+    write_text(stage.folder / runs.CONFIG, yaml.safe_dump(stage.config, sort_keys=False, allow_unicode=True))
     loggers = _loggers(stage, wandb)
     cli = build(stage, callbacks, loggers)
     started = time.time()
     resumed = checkpoint.exists()
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint) if resumed else None)
-    if cli.trainer.interrupted:
-        raise KeyboardInterrupt
     seconds = time.time() - started
     metrics = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
     metrics |= _measure(cli, stage, "test")
     record = _record(stage, metrics, seconds, cli, resumed) | {"cache": cache.told()}
     if cli.trainer.is_global_zero:
-        for logger in loggers:
-            _log_table(logger, record)
         runs.write_record(stage.folder, record)
+        for logger in loggers:
+            if hasattr(logger, "log_record"):
+                logger.log_record(record)
     return record
 
 
@@ -171,7 +179,7 @@ def build(stage: Stage, callbacks: list[pl.Callback], loggers: list[Logger] | bo
         **({"enable_checkpointing": False} if not callbacks else {}),
     }
     try:
-        return LightningCLI(
+        cli = LightningCLI(
             model_class=pl.LightningModule,
             datamodule_class=pl.LightningDataModule,
             subclass_mode_model=True,
@@ -184,7 +192,14 @@ def build(stage: Stage, callbacks: list[pl.Callback], loggers: list[Logger] | bo
             args=config,
         )
     except (ArgumentError, ValueError) as error:
-        raise UserError(messages.config_fault(error)) from error
+        raise UserError(messages.config_fault(error, stage.config)) from error
+    except MisconfigurationException as error:
+        raise UserError(messages.trainer_fault(error)) from error
+    try:
+        cli.model.optimizer([torch.nn.Parameter(torch.zeros(1))])
+    except ValueError as error:  # a number that it refuses; left to itself it would say so when the data are read
+        raise UserError(f"model.optimizer: {error}.") from error
+    return cli
 
 
 def _loggers(stage: Stage, wandb: str | None) -> list[Logger]:
@@ -193,16 +208,10 @@ def _loggers(stage: Stage, wandb: str | None) -> list[Logger]:
     attempt = len(list(logs.glob("*"))) if logs.exists() else 0
     loggers: list[Logger] = [CSVLogger(logs.parent, name=logs.name, version=f"attempt-{attempt}")]
     if wandb is not None:
-        from kdbench.callbacks.wandb import wandb_logger
+        from kdbench.callbacks.wandb import RunLogger
 
-        loggers.append(wandb_logger(wandb, stage.name, stage.folder, stage.config))
+        loggers.append(RunLogger(wandb, stage.name, stage.folder, stage.config))
     return loggers
-
-
-def _log_table(logger: Logger, record: Record) -> None:
-    if hasattr(logger, "log_table"):
-        rows = [[name, value] for name, value in record["metrics"].items()]
-        logger.log_table("result", columns=["metric", "value"], data=rows)
 
 
 def _record(stage: Stage, metrics: dict[str, float], seconds: float, cli: LightningCLI, resumed: bool) -> Record:
@@ -251,7 +260,7 @@ def _source_version() -> str | None:
 
 @contextlib.contextmanager
 def friendly(stage: Stage) -> Iterator[None]:
-    """Quieten Lightning's advertisements, and tell a full disk or a foreign checkpoint in one sentence."""
+    """Quieten Lightning's advertisements, and tell what the user can mend in one sentence."""
     talkers = [
         logging.getLogger(name)
         for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
@@ -264,16 +273,18 @@ def friendly(stage: Stage) -> Iterator[None]:
             for pattern in messages.IDLE_WARNINGS:
                 warnings.filterwarnings("ignore", pattern)
             yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise UserError(
-                f"The run folder '{stage.folder}' cannot be written: {error.strerror}. What lay there before is intact; "
-                "the same command resumes it."
-            ) from error
+    except UserError:
         raise
-    except RuntimeError as error:
-        if fault := messages.runtime_fault(error):
-            raise UserError(f"{stage.name}: {fault}") from error
+    except SIGTERMException:  # Lightning would leave with the code of a run that is done
+        print("kdbench: terminated; the same command resumes.", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning has shut down and hides why
+            raise KeyboardInterrupt from error
+        raise
+    except Exception as error:
+        if fault := messages.runtime_fault(error, stage.folder):
+            raise UserError(fault) from error
         raise
     finally:
         for talker, level in zip(talkers, levels, strict=True):

@@ -10,7 +10,8 @@ from typing import Any
 from rich.table import Table
 
 from kdbench.errors import UserError, nearest
-from kdbench.suite import chain, experiment, fit, report, runs
+from kdbench.files import write_text
+from kdbench.suite import chain, experiment, fit, report
 from kdbench.suite.chain import Stage
 from kdbench.suite.experiment import Config
 
@@ -52,8 +53,8 @@ def reproduce(paper: str, seeds: int | None, source: str | None, home: Path, dry
         out.print(f"  {place}/{len(cells)} {cell.arm} / {cell.task} / seed {cell.seed}", highlight=False)
     results = collect(claim, cells, seeds, source)
     text = json.dumps(results, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    runs.write_text(folder / "results.json", text)
-    runs.write_text(folder / "README.md", page(paper, claim, results))
+    write_text(folder / "results.json", text)
+    write_text(folder / "README.md", page(paper, claim, results))
     out.print(_terminal_table(claim, results))
     out.print(f"Written: {folder / 'README.md'} and {folder / 'results.json'}")
 

@@ -8,12 +8,14 @@ import fcntl
 import hashlib
 import json
 import os
-import tempfile
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kdbench.errors import UserError
+from kdbench.files import write_text
 
 RECORD = "record.json"
 CONFIG = "config.yaml"
@@ -47,21 +49,6 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"The record '{folder / RECORD}' is damaged; remove it and the run is finished anew.") from None
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: to a temporary neighbour, to the disk, then renamed over ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write the record of a run, whole or not at all. A NaN becomes null: it never reaches a leaderboard."""
     write_text(folder / RECORD, json.dumps(_without_nan(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -69,15 +56,25 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run; a second process waits here until the first has ended, however it ended."""
+    """Hold the lock of a run; a second process says so and waits until the first has ended, however it ended."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w")
     except OSError as error:
         raise UserError(f"The run folder '{folder}' cannot be written: {error.strerror}.") from None
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"kdbench: another process works on '{folder}'; waiting for it.", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half-written: the temporary neighbours of files that are written whole."""
+    for left in [*folder.glob(".*.*"), *(folder / CHECKPOINT).parent.glob(".*.*")]:
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def attempts(folder: Path) -> list[Path]:

@@ -194,16 +194,22 @@ def kdbench(folder: Path, job: str, variant: str) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     """Run one variant and print what it took."""
+    from tests.benchmarks import peers
+
     folder, job, variant = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     os.environ["KDBENCH_RUNS"] = str(folder / "runs")
     os.environ["KDBENCH_CACHE"] = str(folder / "targets" / f"{variant} {os.getpid()}")
-    weights = plain(folder, job) if variant == "plain" else kdbench(folder, job, variant)
+    if variant in peers.PEERS:
+        weights = peers.PEERS[variant](folder)
+    else:
+        weights = plain(folder, job) if variant == "plain" else kdbench(folder, job, variant)
     told = {
         "epochs": EpochSeconds.epochs,
+        "rows": ROWS,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "threads": torch.get_num_threads(),
     }
-    torch.save(weights, folder / f"{job} {variant}.pt")
+    torch.save(weights, folder / f"{variant}.pt")
     print(json.dumps(told))
 
 

@@ -1,4 +1,4 @@
-"""What a teacher and padding cost, and what is left of it: ``python -m tests.benchmarks.speed [--rounds 3] [--job ...]``.
+"""What a teacher and padding cost, and what is left of it: ``python -m tests.benchmarks.speed`` (``--help`` shows more).
 
 Each variant runs in a process of its own; the variants take turns, round by round, so that a drift of the machine meets all
 alike. Figures are medians over the rounds; the first epoch (which fills the cache) and the later ones stand apart.
@@ -7,6 +7,7 @@ alike. Figures are medians over the rounds; the first epoch (which fills the cac
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -16,74 +17,104 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks import job as jobs
+from tests.benchmarks import peers
 
 ROOT = Path(__file__).parent.parent.parent
-DEFAULT = {
-    "classification": ["plain", "kdbench", "grouped", "cached", "both"],
+VARIANTS = {
+    "classification": ["plain", *peers.PEERS, "kdbench", "grouped", "cached", "both"],
     "masked": ["plain", "kdbench", "grouped", "cached, top 64", "both, top 64"],
+    "tiny": ["plain", *peers.PEERS, "kdbench", "kdbench, logging each step"],
 }
-TINY = ["plain", "kdbench", "kdbench, logging each step"]
+ROWS = {"classification": 192, "masked": 192, "tiny": 3200}
+
+Told = dict[str, list[dict]]
 
 
 def main() -> None:
     """Run all variants in turns and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--job", choices=list(DEFAULT), default="classification")
+    parser.add_argument("--job", choices=list(VARIANTS), default="classification", help="tiny: networks of one layer")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tiny", action="store_true", help="networks of one layer: what the loop itself costs a step")
+    parser.add_argument(
+        "--into", type=Path, help="a Markdown file whose text between <!-- JOB --> and <!-- end --> it becomes"
+    )
     asked = parser.parse_args()
-    variants = TINY if asked.tiny else DEFAULT[asked.job]
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        jobs.prepare(folder, asked.job, asked.tiny)
-        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "BENCHMARK_ROWS": str(jobs.ROWS)}
-        told: dict[str, list[dict]] = {variant: [] for variant in variants}
-        for _ in range(asked.rounds):
-            for variant in variants:
-                command = [sys.executable, "-m", "tests.benchmarks.job", str(folder), asked.job, variant]
-                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-                if done.returncode:
-                    sys.exit(done.stderr)
-                told[variant].append(json.loads(done.stdout.splitlines()[-1]))
-        weights = {variant: torch.load(folder / f"{asked.job} {variant}.pt") for variant in variants}
-    if asked.tiny:
-        show_overhead(told)
-        return
-    print(f"{asked.job}: {asked.rounds} rounds, {jobs.ROWS} rows, {told['plain'][0]['threads']} threads\n")
-    print("| | samples/s, first epoch | later epochs | ratio to plain | per CPU second | peak MB | weights differ by |")
-    print("|---|---|---|---|---|---|---|")
-    base = [rates(each, "seconds") for each in told["plain"]]
-    base_cpu = [rates(each, "cpu")[1] for each in told["plain"]]
-    for variant in variants:
-        pairs = [rates(each, "seconds") for each in told[variant]]
-        ratio = statistics.median(ours[1] / theirs[1] for ours, theirs in zip(pairs, base, strict=True))
-        cpu = statistics.median(
-            rates(ours, "cpu")[1] / theirs for ours, theirs in zip(told[variant], base_cpu, strict=True)
-        )
-        first, later = (statistics.median(pair[place] for pair in pairs) for place in (0, 1))
-        peak = statistics.median(each["peak_mb"] for each in told[variant])
-        apart = max(float((weights[variant][name] - value).abs().max()) for name, value in weights["plain"].items())
-        print(f"| {variant} | {first:.1f} | {later:.1f} | {ratio:.2f} | {cpu:.2f} | {peak:.0f} | {apart:.1e} |")
+        told = measured(Path(place), asked.job, asked.rounds)
+        apart = differences(Path(place), VARIANTS[asked.job])
+    table = (overhead if asked.job == "tiny" else speeds)(told, apart)
+    command = f"python -m tests.benchmarks.speed --job {asked.job} --rounds {asked.rounds}"
+    text = (
+        f"{table}\n\n`{command}`: medians of {asked.rounds} rounds, {told['plain'][0]['threads']} threads of a CPU.\n"
+    )
+    print(text)
+    if asked.into is not None:
+        marks = rf"(<!-- {asked.job} -->\n).*?(<!-- end -->)"
+        page = re.sub(marks, lambda found: found[1] + text + found[2], asked.into.read_text(), flags=re.DOTALL)
+        asked.into.write_text(page)
 
 
-def show_overhead(told: dict[str, list[dict]]) -> None:
-    """Print CPU milliseconds a step, of the later epochs."""
-    print("| | CPU ms a step | over plain |")
-    print("|---|---|---|")
-    steps = -(-jobs.ROWS // jobs.BATCH)
-    cost = {
-        variant: [1000 * statistics.fmean(epoch["cpu"] for epoch in each["epochs"][1:]) / steps for each in runs]
-        for variant, runs in told.items()
+def measured(folder: Path, job: str, rounds: int) -> Told:
+    """Return what each variant told in each round."""
+    kind = "classification" if job == "tiny" else job
+    jobs.prepare(folder, kind, tiny=job == "tiny")
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "BENCHMARK_ROWS": str(ROWS[job])}
+    told: Told = {variant: [] for variant in VARIANTS[job]}
+    for _ in range(rounds):
+        for variant, runs in told.items():
+            command = [sys.executable, "-m", "tests.benchmarks.job", str(folder), kind, variant]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+            if done.returncode:
+                sys.exit(done.stderr)
+            runs.append(json.loads(done.stdout.splitlines()[-1]))
+    return told
+
+
+def differences(folder: Path, variants: list[str]) -> dict[str, float]:
+    """Return how far the weights of each variant are from those of the plain loop."""
+    states = {variant: torch.load(folder / f"{variant}.pt") for variant in variants}
+    return {
+        variant: max(float((state[name] - value).abs().max()) for name, value in states["plain"].items())
+        for variant, state in states.items()
     }
+
+
+def speeds(told: Told, apart: dict[str, float]) -> str:
+    """Return samples per second, and the ratio to the plain loop of the same round in the later epochs."""
+    lines = [
+        "| | samples/s, first epoch | later epochs | ratio to plain | per CPU second | peak MB | weights differ by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for variant, runs in told.items():
+        first, later = (statistics.median(rates(run)[place] for run in runs) for place in (0, 1))
+        ratios = {
+            clock: statistics.median(
+                rates(run, clock)[1] / rates(base, clock)[1] for run, base in zip(runs, told["plain"], strict=True)
+            )
+            for clock in ("seconds", "cpu")
+        }
+        peak = statistics.median(run["peak_mb"] for run in runs)
+        lines.append(
+            f"| {variant} | {first:.1f} | {later:.1f} | {ratios['seconds']:.2f} | {ratios['cpu']:.2f} | {peak:.0f} "
+            f"| {apart[variant]:.0e} |"
+        )
+    return "\n".join(lines)
+
+
+def overhead(told: Told, apart: dict[str, float]) -> str:
+    """Return CPU milliseconds a step of the later epochs, and how many more than the plain loop of the same round."""
+    lines = ["| | CPU ms a step | over plain | weights differ by |", "|---|---|---|---|"]
+    cost = {variant: [1000 * jobs.BATCH / rates(run, "cpu")[1] for run in runs] for variant, runs in told.items()}
     for variant, own in cost.items():
         over = statistics.median(ours - theirs for ours, theirs in zip(own, cost["plain"], strict=True))
-        print(f"| {variant} | {statistics.median(own):.2f} | {over:+.2f} |")
+        lines.append(f"| {variant} | {statistics.median(own):.2f} | {over:+.2f} | {apart[variant]:.0e} |")
+    return "\n".join(lines)
 
 
-def rates(told: dict, clock: str) -> tuple[float, float]:
+def rates(run: dict, clock: str = "seconds") -> tuple[float, float]:
     """Return samples per second of the first epoch and of the later ones together."""
-    first, *later = (epoch[clock] for epoch in told["epochs"])
-    return jobs.ROWS / first, len(later) * jobs.ROWS / sum(later)
+    first, *later = (epoch[clock] for epoch in run["epochs"])
+    return run["rows"] / first, len(later) * run["rows"] / sum(later)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdbench.errors import UserError
+from kdbench.files import write_text
 from kdbench.suite import runs
 
 plain = st.recursive(
@@ -29,9 +30,9 @@ def test_a_nan_never_reaches_a_record(tmp_path):
 
 
 def test_a_failed_write_leaves_the_file_before_it_and_no_litter(tmp_path):
-    runs.write_text(tmp_path / "a.txt", "before")
+    write_text(tmp_path / "a.txt", "before")
     with pytest.raises(UnicodeEncodeError):
-        runs.write_text(tmp_path / "a.txt", "\ud800")
+        write_text(tmp_path / "a.txt", "\ud800")
     assert (tmp_path / "a.txt").read_text() == "before"
     assert [each.name for each in tmp_path.iterdir()] == ["a.txt"]
 

@@ -1,0 +1,77 @@
+"""Every file under experiments/: it is read, is complete, and its chain is planned without a network."""
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kdbench.suite import chain, check, experiment, fit
+
+ROOT = Path(__file__).parent.parent.parent
+FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "experiments").rglob("*.yaml"))
+MAIN = [file for file in FILES if Path(file).parent.name == "experiments"]
+
+
+@pytest.fixture(autouse=True)
+def without_network(tmp_path, monkeypatch):
+    def connect(*_):
+        raise AssertionError("a plan asks nobody")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("KDBENCH_RUNS", str(tmp_path / "runs"))
+
+
+def layers(file):
+    """Return the files that are read together: the overlay paper.yaml lies over the paper's main file."""
+    path = Path(file)
+    return (f"{path.parent}.yaml", file) if path.name == "paper.yaml" else (file,)
+
+
+def test_there_are_experiments():
+    assert "experiments/distilbert_ro.yaml" in MAIN
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_an_experiment_is_complete_and_its_chain_is_planned(file):
+    asked = experiment.read(*layers(file))
+    check.check(asked.config)
+    stage = chain.plan(asked)
+    names = [each.name for each in stage.walk()]
+    assert len(set(names)) == len(names)
+    assert names[-1] == str(Path(layers(file)[0]).relative_to("experiments").with_suffix(""))
+    for each in stage.walk():
+        check.check(each.config)
+        assert each.record is None
+        if Path(file).name != "paper.yaml":
+            assert each.hub() == [], "an experiment needs no network; its overlay paper.yaml may"
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if Path(file).name != "paper.yaml"])
+def test_an_experiment_is_built(file):
+    stage = chain.plan(experiment.read(file))
+    with fit.friendly(stage):
+        found = fit.build(stage, [], False)
+    assert found.trainer.max_steps == stage.config["trainer"]["max_steps"]
+
+
+@pytest.mark.parametrize("file", MAIN)
+def test_a_main_file_needs_no_other_to_be_read(file):
+    content = yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))
+    assert {"model", "data", "trainer"} <= content.keys()
+    assert "base" not in content
+
+
+def test_the_list_of_papers_shows_each_main_file_with_its_comment():
+    told = subprocess.run(
+        [sys.executable, "-m", "kdbench.cli", "list", "papers"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    shown = dict(re.findall(r"^  (\S+) +(.*)$", told.stdout, re.MULTILINE))
+    assert list(shown) == MAIN
+    for file, line in shown.items():
+        assert (ROOT / file).read_text(encoding="utf-8").startswith(f"# {line}\n")
+        assert len(line) > 20
