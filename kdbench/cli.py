@@ -95,7 +95,7 @@ def _fit(argv: list[str]) -> None:
     stage = _stage(arguments, fresh="fresh" in arguments.flags)
     if stage is None:
         return
-    from kdbench.suite import report
+    from kdbench.suite import report, runs
 
     if "dry-run" in arguments.flags:
         report.show_plan(stage)
@@ -105,7 +105,8 @@ def _fit(argv: list[str]) -> None:
     from kdbench.suite import fit
 
     record = fit.fit(stage, wandb=arguments.options.get("wandb"), quiet="quiet" in arguments.flags)
-    report.show_record(record, stage.folder, found)
+    if runs.first_process():
+        report.show_record(record, stage.folder, found)
 
 
 def _evaluate(verb: str) -> Callable[[list[str]], None]:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from kdbench.data.corruption import IGNORED
+from kdbench.data.samplers import Deal
 from kdbench.data.text import Item, Row, TextData, as_view, field, pad, view_key
 from kdbench.data.tokenizers import TokenizerTraining, encode_words
 from kdbench.errors import UserError
@@ -47,6 +48,7 @@ class TextClassification(LabelledText):
         group_by_length: see :class:`TextData`.
         eval_batch_size: see :class:`TextData`.
         num_workers: see :class:`TextData`.
+        deal: see :class:`TextData`.
     """
 
     task = "classification"
@@ -64,9 +66,10 @@ class TextClassification(LabelledText):
         group_by_length: bool | None = None,
         eval_batch_size: int = 64,
         num_workers: int = 0,
+        deal: Deal = "snake",
     ) -> None:
         super().__init__(
-            dataset, source, batch_size, max_length, tokenizer, group_by_length, eval_batch_size, num_workers
+            dataset, source, batch_size, max_length, tokenizer, group_by_length, eval_batch_size, num_workers, deal
         )
         self.label, self.classes = label, classes
         self.fields = [text] if isinstance(text, str) else list(text)
@@ -120,6 +123,7 @@ class TokenTagging(LabelledText):
         group_by_length: see :class:`TextData`.
         eval_batch_size: see :class:`TextData`.
         num_workers: see :class:`TextData`.
+        deal: see :class:`TextData`.
     """
 
     task = "tagging"
@@ -135,9 +139,10 @@ class TokenTagging(LabelledText):
         group_by_length: bool | None = None,
         eval_batch_size: int = 64,
         num_workers: int = 0,
+        deal: Deal = "snake",
     ) -> None:
         super().__init__(
-            dataset, source, batch_size, max_length, tokenizer, group_by_length, eval_batch_size, num_workers
+            dataset, source, batch_size, max_length, tokenizer, group_by_length, eval_batch_size, num_workers, deal
         )
         self.label = label
 
@@ -198,6 +203,7 @@ class TextSimilarity(LabelledText):
         group_by_length: see :class:`TextData`.
         eval_batch_size: see :class:`TextData`.
         num_workers: see :class:`TextData`.
+        deal: see :class:`TextData`.
     """
 
     task = "similarity"
@@ -215,9 +221,10 @@ class TextSimilarity(LabelledText):
         group_by_length: bool | None = None,
         eval_batch_size: int = 64,
         num_workers: int = 0,
+        deal: Deal = "snake",
     ) -> None:
         super().__init__(
-            dataset, source, batch_size, max_length, tokenizer, group_by_length, eval_batch_size, num_workers
+            dataset, source, batch_size, max_length, tokenizer, group_by_length, eval_batch_size, num_workers, deal
         )
         self.fields = {"first": first, "second": second}
         self.score = score

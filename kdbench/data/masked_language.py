@@ -8,6 +8,7 @@ import torch
 
 from kdbench.data.alignment import aligned_positions
 from kdbench.data.corruption import WordView, mask_tokens, mask_words, token_weights
+from kdbench.data.samplers import Deal
 from kdbench.data.text import Item, Row, TextData, as_view, pad, view_key
 from kdbench.data.tokenizers import TokenizerTraining, encode_words, split_words
 from kdbench.errors import UserError
@@ -34,6 +35,7 @@ class MaskedLanguageModeling(TextData):
         group_by_length: see :class:`TextData`.
         eval_batch_size: see :class:`TextData`.
         num_workers: see :class:`TextData`.
+        deal: see :class:`TextData`.
     """
 
     task = "masked_language"
@@ -52,9 +54,10 @@ class MaskedLanguageModeling(TextData):
         group_by_length: bool | None = None,
         eval_batch_size: int = 64,
         num_workers: int = 0,
+        deal: Deal = "snake",
     ) -> None:
         super().__init__(
-            dataset, source, batch_size, max_length, tokenizer, group_by_length, eval_batch_size, num_workers
+            dataset, source, batch_size, max_length, tokenizer, group_by_length, eval_batch_size, num_workers, deal
         )
         if not 0 < rate < 1:
             raise ValueError(f"rate is the share of masked tokens in (0, 1), got {rate}")

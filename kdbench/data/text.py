@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kdbench.data import registry
 from kdbench.data.alignment import same_vocabulary
-from kdbench.data.samplers import GroupedBatches, ResumableLoader
+from kdbench.data.samplers import Deal, GroupedBatches, ResumableLoader
 from kdbench.data.tokenizers import TokenizerTraining
 from kdbench.errors import UserError, nearest
 
@@ -45,6 +45,8 @@ class TextData(pl.LightningDataModule):
             grouped unless a loss compares the rows of a batch with one another.
         eval_batch_size: rows in a batch of validation and test.
         num_workers: processes that make batches; 0 makes them in the training process.
+        deal: how the rows of a global batch are dealt to several devices (:class:`GroupedBatches`), so that all have equal
+            work; where a loss compares rows, they are dealt as they come.
     """
 
     task: ClassVar[str]
@@ -61,6 +63,7 @@ class TextData(pl.LightningDataModule):
         group_by_length: bool | None = None,
         eval_batch_size: int = 64,
         num_workers: int = 0,
+        deal: Deal = "snake",
     ) -> None:
         super().__init__()
         if batch_size < 1 or eval_batch_size < 1:
@@ -72,7 +75,7 @@ class TextData(pl.LightningDataModule):
         self.max_length = max_length
         self.tokenizer = tokenizer
         self.group_by_length = group_by_length
-        self.num_workers = num_workers
+        self.num_workers, self.deal = num_workers, deal
         self.labels: list[str] | None = None
         self.views: dict[str, str] = {}
         self.tokenizers: dict[str, PreTrainedTokenizerBase] = {}
@@ -164,18 +167,19 @@ class TextData(pl.LightningDataModule):
 
     def _loader(self, split: str, batch_size: int, shuffle: bool) -> ResumableLoader:
         items = self.items[split]
-        grouped = self.group_by_length
-        if grouped is None:
-            grouped = not (shuffle and self.trainer.lightning_module.compares_rows)
+        compares = shuffle and self.trainer.lightning_module.compares_rows
+        grouped = not compares if self.group_by_length is None else self.group_by_length
         sampler = GroupedBatches(
             rows=len(items),
             batch_size=batch_size,
-            lengths=[item["length"] for item in items] if grouped else None,
+            lengths=[item["length"] for item in items] if shuffle or grouped else None,
+            group=50 if grouped else 1,
             seed=self.seed,
             shuffle=shuffle,
             draws=self.draws if shuffle else 1,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
+            deal="interleaved" if compares else self.deal,
         )
         return ResumableLoader(
             Rows(items), batch_sampler=sampler, collate_fn=Collate(self, split), num_workers=self.num_workers

@@ -43,6 +43,8 @@ class Distillation(pl.LightningModule):
         optimizer: by default AdamW with a learning rate of 5e-4.
         schedule: of the learning rate; by default a linear warm-up over 5% of the steps and a linear decay to 0.
         weight_decay: of weights; biases and norms have none.
+        unpad: run student and teachers on real tokens alone (BERT and its kin with a head for each token). The outputs are
+            the same; it pays where the texts of a batch differ in length: on a GPU, or without batches of like length.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class Distillation(pl.LightningModule):
         optimizer: Optimizer | None = None,
         schedule: Schedule | None = None,
         weight_decay: float = 0.0,
+        unpad: bool = False,
     ) -> None:
         super().__init__()
+        self.unpad = unpad
         references = {name: _origin(each) for name, each in (references or {}).items()}
         self.origins: dict[str, Origin] = {"student": student, **(teachers or {}), **references}
         self.teacher_names = list(teachers or {})
@@ -145,9 +149,8 @@ class Distillation(pl.LightningModule):
             self.objective = Objective(self.task.objective())
         self.student = self._build("student")
         self.objective.matches = self.matches()
-        self._student_reader = Reader(
-            self.student, self.objective.student_taps(), self._views("student"), self.objective.labelled_only("logits")
-        )
+        taps, labelled = self.objective.student_taps(), self.objective.labelled_only("logits")
+        self._student_reader = Reader(self.student, taps, self._views("student"), labelled, self.unpad)
         self.teacher_readers = {
             name: self._teacher_reader(name, taps) for name, taps in self.objective.teacher_taps().items()
         }
@@ -182,7 +185,7 @@ class Distillation(pl.LightningModule):
 
     def _teacher_reader(self, name: str, taps: list[str]) -> Reader | StoredReader:
         def build() -> Reader:
-            return Reader(self.network(name), taps, self._views(name))
+            return Reader(self.network(name), taps, self._views(name), unpad=self.unpad)
 
         stored = self.store.reader(self, name, taps, build) if self.store is not None else None
         return stored or build()

@@ -43,6 +43,7 @@ class EnsembleDistillation(Distillation):
         optimizer: see :class:`Distillation`.
         schedule: see :class:`Distillation`.
         weight_decay: see :class:`Distillation`.
+        unpad: see :class:`Distillation`.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class EnsembleDistillation(Distillation):
         optimizer: Optimizer | None = None,
         schedule: Schedule | None = None,
         weight_decay: float = 0.0,
+        unpad: bool = False,
     ) -> None:
-        super().__init__(student, objective, teachers, references, optimizer, schedule, weight_decay)
+        super().__init__(student, objective, teachers, references, optimizer, schedule, weight_decay, unpad)
         self.align = align or {}
         for name in self.align:
             if name not in teachers:

@@ -22,6 +22,7 @@ class LogitDistillation(Distillation):
         optimizer: see :class:`Distillation`.
         schedule: see :class:`Distillation`.
         weight_decay: see :class:`Distillation`.
+        unpad: see :class:`Distillation`.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class LogitDistillation(Distillation):
         optimizer: Optimizer | None = None,
         schedule: Schedule | None = None,
         weight_decay: float = 0.0,
+        unpad: bool = False,
     ) -> None:
         if not 0 <= soft_weight <= 1:
             raise ValueError(f"soft_weight is a share in [0, 1], got {soft_weight}")
@@ -44,4 +46,4 @@ class LogitDistillation(Distillation):
             "hard": Term(CrossEntropy(), 1 - soft_weight, labels=labels),
         }
         terms = {name: term for name, term in (terms | (objective or {})).items() if term.weight}
-        super().__init__(student, terms, {"teacher": teacher}, references, optimizer, schedule, weight_decay)
+        super().__init__(student, terms, {"teacher": teacher}, references, optimizer, schedule, weight_decay, unpad)

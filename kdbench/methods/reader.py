@@ -38,14 +38,21 @@ class Reader:
         views: the view of the batch that serves each role.
         labelled: the field of the labels, when nothing but the logits of labelled positions is read: then the head of a
             masked language model runs on these alone, and ``logits`` come as rows ``[N, V]``.
+        unpad: run the network without padding.
     """
 
     def __init__(
-        self, network: nn.Module, taps: Iterable[str], views: Mapping[str, str], labelled: str | None = None
+        self,
+        network: nn.Module,
+        taps: Iterable[str],
+        views: Mapping[str, str],
+        labelled: str | None = None,
+        unpad: bool = False,
     ) -> None:
-        self.views = views
+        self.views, self.unpad = views, unpad
         self.calls = {
-            role: (names, Taps(network, list(names.values()))) for role, names in taps_by_role(taps, views).items()
+            role: (names, Taps(network, list(names.values()), unpad))
+            for role, names in taps_by_role(taps, views).items()
         }
         self.labelled = labelled if labelled is not None and has_row_head(network) else None
         self.head = HeadRows(network) if self.labelled is not None else None
@@ -64,6 +71,8 @@ class Reader:
         if self.head is None:
             found = taps(view)
         else:
+            if rows is not None and self.unpad:  # the head sees the real tokens in one row
+                rows = rows[view["attention_mask"].bool()][None]
             with self.head(rows):
                 found = taps(view)
         return {name: found[tap] for name, tap in names.items()}

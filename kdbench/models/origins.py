@@ -273,7 +273,8 @@ def _load(place: str, architecture: str | None, revision: str | None) -> PreTrai
     """Load a network with every one of its weights; none may be random, left over inside the encoder or of another shape."""
     from transformers import AutoConfig
 
-    import kdbench.models.sentence  # noqa: F401  registers our own architecture with the Auto classes
+    import kdbench.models.packed_encoder
+    import kdbench.models.sentence  # noqa: F401  both register our own architectures with the Auto classes
 
     with quiet():
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
@@ -316,14 +317,16 @@ def _load(place: str, architecture: str | None, revision: str | None) -> PreTrai
 
 
 def _architecture(name: str) -> Any:
-    """Return a class of transformers, or our own :class:`~kdbench.models.sentence.SentenceEncoder`, by name."""
+    """Return a class of transformers, or one of our own architectures, by name."""
     import transformers
 
+    from kdbench.models.packed_encoder import PackedEncoder, PackedEncoderForMaskedLM
     from kdbench.models.sentence import SentenceEncoder
 
-    kind = SentenceEncoder if name == SentenceEncoder.__name__ else getattr(transformers, name, None)
+    ours = {kind.__name__: kind for kind in (PackedEncoder, PackedEncoderForMaskedLM, SentenceEncoder)}
+    kind = ours.get(name) or getattr(transformers, name, None)
     if not inspect.isclass(kind) or not (issubclass(kind, PreTrainedModel) or name.startswith("AutoModel")):
-        names = [each for each in dir(transformers) if each.endswith("Model") or "For" in each]
+        names = [*ours, *(each for each in dir(transformers) if each.endswith("Model") or "For" in each)]
         raise UserError(f"transformers has no architecture '{name}'.{nearest(name, names)}")
     return kind
 

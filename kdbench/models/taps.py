@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from kdbench.errors import UserError, nearest
 from kdbench.models.layers import transformer_blocks
+from kdbench.models.packed_transformers import call_packed, check_packable, unpacked
 
 KINDS = (
     "a field of the network's output (logits), hidden_states.i, embedding, query.i, key.i, value.i, "
@@ -40,13 +41,18 @@ class Taps:
     Args:
         network: any module that is called with keyword arguments.
         names: the taps that a call returns.
+        unpad: run the network on the real tokens of a view alone (:func:`~kdbench.models.packed_transformers.run_packed`);
+            the values come in the padded layout all the same, with zeros in the padding.
 
     Raises:
-        UserError: a name that the network does not have, or a layer number that is out of range.
+        UserError: a name that the network does not have, a layer number that is out of range, or a network that cannot do
+            without padding.
     """
 
-    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
-        self.network = network
+    def __init__(self, network: nn.Module, names: Sequence[str], unpad: bool = False) -> None:
+        if unpad:
+            check_packable(network)
+        self.network, self.unpad = network, unpad
         self.names = list(dict.fromkeys(names))
         self._recorder = _Recorder()
         self._handles: list[Any] = []
@@ -56,12 +62,17 @@ class Taps:
     def __call__(self, view: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run the network once on the keyword arguments of ``view`` and return ``{name: value}``, gradients attached."""
         self._recorder.values = values = {}
+        packed = None
         try:
-            output = self.network(**view)
+            if self.unpad:
+                output, packed = call_packed(self.network, view)
+            else:
+                output = self.network(**view)
         finally:
             self._recorder.values = None
         fields = dict(output) if isinstance(output, Mapping) else getattr(output, "__dict__", {})
-        return {name: self._pick(name, fields, values) for name in self.names}
+        found = {name: self._pick(name, fields, values) for name in self.names}
+        return found if packed is None else {name: unpacked(value, packed) for name, value in found.items()}
 
     def close(self) -> None:
         """Take the hooks off the network."""

@@ -19,15 +19,26 @@ TORCH = {
 
 @functools.cache
 def _room(room: str) -> dict[str, tuple[str, str]]:
-    """Return ``{class name: (dotted path, first line of its docstring)}`` of one room of the house."""
+    """Return ``{class name: (dotted path, first line of its docstring)}`` of one room of the house.
+
+    Left out is what no config names: abstract classes, plain records, and in models/ whatever is neither origin nor
+    surgery (an origin names architectures, ours as those of transformers).
+    """
     found = {}
     for file in sorted((PACKAGE / room).rglob("*.py")):
         dotted = ".".join(("kdbench", *file.relative_to(PACKAGE).with_suffix("").parts))
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            if isinstance(node, ast.ClassDef) and _nameable(node, room):
                 line = (ast.get_docstring(node) or "").partition("\n")[0]
                 found[node.name] = (f"{dotted}.{node.name}", line)
     return found
+
+
+def _nameable(node: ast.ClassDef, room: str) -> bool:
+    bases = {ast.unparse(base) for base in node.bases}
+    if node.name.startswith("_") or node.decorator_list or bases & {"NamedTuple", "Protocol", "ABC", "abc.ABC"}:
+        return False
+    return room != "models" or bool(bases & {"Origin", "Surgery"})
 
 
 def classes(*rooms: str) -> dict[str, tuple[str, str]]:

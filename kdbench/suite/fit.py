@@ -4,7 +4,6 @@ import contextlib
 import copy
 import json
 import logging
-import os
 import platform
 import resource
 import signal
@@ -92,7 +91,7 @@ def predict(stage: Stage) -> Path:
 
 
 def _fit_one(stage: Stage, label: str, wandb: str | None, quiet: bool) -> Record:
-    first = os.environ.get("LOCAL_RANK", "0") == "0"  # the ranks that Lightning starts run this very command again
+    first = runs.first_process()
     with runs.lock(stage.folder) if first else contextlib.nullcontext():
         record = stage.record
         if record is not None and first:

@@ -33,6 +33,11 @@ def targets() -> Path:
     return Path(os.environ.get("KDBENCH_CACHE") or home() / ".targets")
 
 
+def first_process() -> bool:
+    """Tell whether this process speaks for a run: the ranks that Lightning or Slurm start run the very same command."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_PROCID"))
+
+
 def digest(value: Any, length: int = 10) -> str:
     """Return the first ``length`` hex digits of the SHA-256 of ``value`` as canonical JSON."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)

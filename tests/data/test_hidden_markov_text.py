@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from kdbench.data.generators.hidden_markov_text import LENGTH, STATES, WORDS, HiddenMarkovText
+from kdbench.data.registry import CARDS, load
 
 LANGUAGE = HiddenMarkovText()
 
@@ -113,3 +114,13 @@ def test_best_scores():
     # seeing both sides helps, and nothing does worse than a uniform choice of the 60 words
     assert 2.7 < scores["masked_cross_entropy"] < scores["next_cross_entropy"] < np.log(60)
     assert scores["dialect_accuracy"] > 0.98
+
+
+def test_skewed_sentences_leave_two_thirds_of_a_padded_batch_empty():
+    rows = load("synthetic/skewed_lengths", "embedded", "test")
+    lengths = np.array([len(row["words"]) for row in rows])
+    assert lengths.min() == 8
+    assert lengths.max() == 126
+    assert 0.25 < lengths.mean() / 126 < 0.4
+    best = HiddenMarkovText(longest=126).best_scores(rows)
+    assert f"{best['masked_cross_entropy']:.2f} nats" in CARDS["synthetic/skewed_lengths"].embedded

@@ -20,6 +20,7 @@ FIELDS = {
     "ro/rosts": {"first", "second", "score"},
     "ro/moroco": {"text", "dialect"},
     "synthetic/hidden_markov": {"text", "words", "states", "dialect", "capitals"},
+    "synthetic/skewed_lengths": {"text", "words", "states", "dialect", "capitals"},
 }
 WITH_HUB = [name for name, card in CARDS.items() if card.hub]
 

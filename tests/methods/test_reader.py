@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import nn
+from transformers import BertConfig, BertForMaskedLM
 
 from kdbench.data.targets import Column
 from kdbench.losses.top_k import TopK, top_k
@@ -143,3 +144,15 @@ def test_roles_sort_taps():
     assert taps_by_role(["hidden_states.-1", "inputs.logits"], VIEWS) == {
         "inputs": {"hidden_states.-1": "hidden_states.-1", "logits": "logits"}
     }
+
+
+@pytest.mark.parametrize("unpad", [False, True])
+def test_the_head_runs_on_labelled_positions_with_and_without_padding(unpad):
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    bert = BertForMaskedLM(config).eval()
+    batch = batch_of(ONE, THREE, TWO)
+    batch["masked_labels"] = torch.tensor([[-100, 2, -100, -100, -100], [6, -100, 8, -100, 10], [-100] * 5])
+    found = Reader(bert, ["logits"], VIEWS, "masked_labels", unpad)(batch)["logits"]
+    whole = bert(**batch["inputs"]).logits[batch["masked_labels"] != -100]
+    torch.testing.assert_close(found, whole)

@@ -220,3 +220,23 @@ def test_a_view_holds_only_what_the_network_names():
         check_view(network, {"input_ids": None, "attention_maks": None})
     with pytest.raises(UserError, match="no input 'token_type_ids'"):
         check_view(network_of("DistilBertForMaskedLM"), ["input_ids", "token_type_ids"])
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "DistilBertForMaskedLM"])
+def test_without_padding_real_tokens_have_equal_values(name):
+    network = network_of(name)
+    names = ["logits", "hidden_states.0", "hidden_states.1", "hidden_states.-1", "query.0", "value.-1"]
+    view = view_of(network)
+    mask = view["attention_mask"].bool()
+    assert not mask.all()
+    plain, unpadded = Taps(network, names)(view), Taps(network, names, unpad=True)(view)
+    for tap in names:
+        torch.testing.assert_close(unpadded[tap][mask], plain[tap][mask])
+        assert not unpadded[tap][~mask].any()
+    unpadded["hidden_states.1"][mask].square().sum().backward()
+    assert network.get_input_embeddings().weight.grad.any()
+
+
+def test_what_cannot_do_without_padding_says_so_at_once():
+    with pytest.raises(UserError, match="cannot be packed"):
+        Taps(network_of("GPT2LMHeadModel"), ["logits"], unpad=True)

@@ -23,10 +23,13 @@ class HiddenMarkovText:
 
     State ``s`` emits the words ``(3 s + i) mod 30``, i = 0..11, with weights ``rand^3``; the transitions are ``rand^6``
     with rows normalised, one matrix a dialect; a word has a capital with probability 0.9 in states with ``s mod 4 = 0``,
-    else 0.05. All sentences have 16 words.
+    else 0.05.
 
     Args:
         seed: of the language; the sentences of a split have a stream of their own.
+        longest: sentences have log-normal lengths, ``clip(round(exp(N(ln(longest / 4), 0.7))), 8, longest)`` words, so that
+            about two thirds of a padded batch are padding (Zhai et al. 2023, arXiv 2210.03052, as measured here); None:
+            16 words each.
 
     Attributes:
         words: the 30 words, in lower case.
@@ -35,8 +38,8 @@ class HiddenMarkovText:
         fold: the number in ``uncased`` of each token of ``cased``.
     """
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+    def __init__(self, seed: int = 0, longest: int | None = None) -> None:
+        self.seed, self.longest = seed, longest
         generator = np.random.Generator(np.random.PCG64([seed, 0]))
         order = generator.permutation(len(_SYLLABLES) ** 2)[:WORDS]
         self.words = [_SYLLABLES[each // len(_SYLLABLES)] + _SYLLABLES[each % len(_SYLLABLES)] for each in order]
@@ -62,10 +65,14 @@ class HiddenMarkovText:
 
     def _row(self, split: str, index: int) -> dict[str, Any]:
         generator = np.random.Generator(np.random.PCG64([self.seed, _STREAMS[split], index]))
+        length = LENGTH
+        if self.longest is not None:
+            drawn = np.exp(generator.normal(np.log(self.longest / 4), 0.7))
+            length = int(np.clip(np.round(drawn), 8, self.longest))
         dialect = int(generator.random() < 0.5)
         state = int(generator.integers(STATES))
         states, words = [], []
-        for emitted, raised, followed in generator.random((LENGTH, 3)).tolist():
+        for emitted, raised, followed in generator.random((length, 3)).tolist():
             word = self.words[bisect.bisect(self._emitted[state], emitted)]
             states.append(f"s{state}")
             words.append(word.capitalize() if raised < self.capital[state] else word)
@@ -75,7 +82,7 @@ class HiddenMarkovText:
             "words": words,
             "states": states,
             "dialect": DIALECTS[dialect],
-            "capitals": sum(word[0].isupper() for word in words) / LENGTH,
+            "capitals": sum(word[0].isupper() for word in words) / length,
         }
 
     def posterior_states(self, words: list[str]) -> np.ndarray:
@@ -112,7 +119,7 @@ class HiddenMarkovText:
         ``masked_cross_entropy`` with one masked word a sentence and ``next_cross_entropy`` of a left-to-right model, both
         in nats a word with its case.
         """
-        states = np.array([[int(each[1:]) for each in row["states"]] for row in rows]).ravel()
+        states = np.array([int(each[1:]) for row in rows for each in row["states"]])
         guessed = np.concatenate([self.posterior_states(row["words"]).argmax(-1) for row in rows])
         found = np.zeros((STATES, STATES))
         np.add.at(found, (states, guessed), 1)
@@ -139,7 +146,17 @@ class HiddenMarkovText:
             forward[:, place] = np.einsum("ds,dst->dt", forward[:, place - 1], self.transitions) * seen[place]
         for place in range(len(words) - 2, -1, -1):
             backward[:, place] = np.einsum("dst,dt->ds", self.transitions, seen[place + 1] * backward[:, place + 1])
-        return forward, backward  # unscaled: 16 words do not underflow in float64
+        return forward, backward  # unscaled: 126 words do not underflow in float64
+
+
+def sentences(split: str, count: int) -> list[dict[str, Any]]:
+    """Return sentences of 16 words."""
+    return HiddenMarkovText().rows(split, count)
+
+
+def skewed_sentences(split: str, count: int) -> list[dict[str, Any]]:
+    """Return sentences of 8 to 126 words, most of them short."""
+    return HiddenMarkovText(longest=126).rows(split, count)
 
 
 def _cumulated(probabilities: np.ndarray) -> list[Any]:
