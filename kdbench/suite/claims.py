@@ -29,12 +29,17 @@ arms' tables of items, named by a field) or a name of ``over``.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from kdbench.errors import UserError, nearest
+from kdbench.suite import statistics
 from kdbench.suite.experiment import Config
-from kdbench.suite.expressions import Comparison, Measured, Reference, Value
-from kdbench.suite.statistics import Share
+from kdbench.suite.expressions import Comparison, Lookup, Measured, Reference, Value
+from kdbench.suite.statistics import Answer, Interval, Share, Verdict
 
+SOURCES = ("embedded", "local", "hub", "run")
+SEEDS = ("own", "chain", "none")
 OWN = "own"
 """The task of an arm's own run."""
 FEW = 5
@@ -52,14 +57,15 @@ class Best:
     """An arm that is tuned: the best ``keep`` of the runs with the overrides ``of``, by a validation metric."""
 
     of: tuple[Config, ...]
-    by: Reference
-    lowest: bool
-    keep: int
+    by: Value
+    order: str = "lowest"
+    keep: int = 1
 
     def chosen(self, trials: Sequence[Metrics]) -> list[int]:
         """Return the places of the kept trials, the best first; a trial without a finite score is the worst."""
-        scores = [self.by.reading.of(self.by.find(trial), self.by.text) for trial in trials]
-        costs = [math.inf if not math.isfinite(score) else score if self.lowest else -score for score in scores]
+        scores = [self.by.of(lambda reference, trial=trial: reference.of(trial)) for trial in trials]
+        costs = [score if self.order == "lowest" else -score for score in scores]
+        costs = [cost if math.isfinite(cost) else math.inf for cost in costs]
         return sorted(range(len(trials)), key=lambda place: costs[place])[: self.keep]
 
 
@@ -105,6 +111,14 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Reported:
+    """The paper's own table and where it stands."""
+
+    source: str
+    rows: Mapping[str, Row]
+
+
+@dataclass(frozen=True)
 class Claim:
     """What must hold; ``judged`` is the share of pairs, None for their mean."""
 
@@ -145,13 +159,150 @@ class ClaimFile:
     recipe: str
     seeds: int
     source: str
+    reported: Reported
     arms: Mapping[str, Arm]
     claims: Mapping[str, Claim]
-    reported_source: str
-    reported: Mapping[str, Row]
     level: float = 0.95
     tasks: Mapping[str, Task] = field(default_factory=dict)
     stages: Config = field(default_factory=dict)
     over: Mapping[str, Config] = field(default_factory=dict)
     report: Mapping[str, Shown] = field(default_factory=dict)
     budget: tuple[Budget, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences for the page: what is permitted, and weakens what the file claims."""
+        found = []
+        if self.seeds < FEW and any(claim.pairs == "seeds" for claim in self.claims.values()):
+            found.append(f"{self.seeds} seeds show almost nothing: {FEW} or more for what is judged.")
+        for claim in self.claims.values():
+            sides = dict.fromkeys(each.arm for each in claim.expect.references)
+            tuned = [name for name in sides if self.arms[name].best]
+            plain = [name for name in sides if not self.arms[name].best and self.arms[name].seeds != "none"]
+            if tuned and plain:
+                found.append(
+                    f"'{claim.name}' compares the tuned {_names(tuned)} with {_names(plain)}, which had one trial."
+                )
+        return tuple(found)
+
+
+def judge(file: ClaimFile, values: Mapping[str, Runs], budgets: Budgets) -> dict[str, Verdict]:
+    """Return the verdict of every claim by its name, in the order of the file.
+
+    A claim is *void*, whatever its margins, when a claim of its ``premise`` does not hold, or when a budget that two or more
+    of its arms must share is not equal.
+
+    Args:
+        file: what is claimed.
+        values: the runs for each kind of pairs (``seeds``, ``items:<field>``, a name of ``over``).
+        budgets: what the runs cost.
+
+    Raises:
+        UserError: a claim names a value that no record holds (a line each, with the nearest that they do), or reads of a
+            curve what its record does not have.
+    """
+    faults = _unknown_values(file, values)
+    if faults:
+        raise UserError("\n".join(faults))
+    verdicts: dict[str, Verdict] = {}
+
+    def verdict(claim: Claim) -> Verdict:
+        if claim.name not in verdicts:
+            found = _judge_one(file, claim, values.get(claim.pairs, {}))
+            reasons = [
+                f"Void: its premise '{name}' is {answer}."
+                for name in claim.premise
+                if (answer := verdict(file.claims[name]).answer) is not Answer.HOLDS
+            ]
+            arms = {each.arm for each in claim.expect.references}
+            if found.pairs:
+                reasons += [f"Void: {fault}." for each in file.budget if (fault := _unequal(each, arms, budgets))]
+            if reasons:
+                found = replace(found, answer=Answer.VOID, notes=(*reasons, *found.notes))
+            verdicts[claim.name] = found
+        return verdicts[claim.name]
+
+    return {name: verdict(claim) for name, claim in file.claims.items()}
+
+
+def measure(file: ClaimFile, shown: Shown, values: Mapping[str, Runs]) -> tuple[Interval | None, tuple[str, ...]]:
+    """Return the interval of a value that is shown, None without a finite one, and the pairs in which it is not finite."""
+    runs = values.get(shown.pairs, {})
+    references = shown.value.references
+    found = {pair: shown.value.of(_lookup(file, runs, pair)) for pair in _pairs(file, runs, references)}
+    finite = [value for value in found.values() if math.isfinite(value)]
+    failed = tuple(pair for pair, value in found.items() if not math.isfinite(value))
+    return (statistics.interval(finite, file.level) if finite else None), failed
+
+
+def _judge_one(file: ClaimFile, claim: Claim, runs: Runs) -> Verdict:
+    pairs = _pairs(file, runs, claim.expect.references)
+    margins = {pair: claim.expect.margins(_lookup(file, runs, pair)) for pair in pairs}
+    found = statistics.judge(margins, [link.strict for link in claim.expect.links], claim.judged, file.level)
+    if claim.judged is None and 0 < len(pairs) < FEW:
+        found = replace(
+            found, notes=(*found.notes, f"{len(pairs)} pairs show almost nothing: {FEW} or more are asked for.")
+        )
+    return found
+
+
+def _table(file: ClaimFile, runs: Runs, reference: Reference) -> tuple[Mapping[str, Any], bool]:
+    """Return the runs of an arm on a task by pair, and whether its one run stands beside every pair."""
+    table = runs.get(reference.arm, {}).get(reference.task or OWN, {})
+    return table, file.arms[reference.arm].seeds == "none" and len(table) == 1
+
+
+def _pairs(file: ClaimFile, runs: Runs, references: Sequence[Reference]) -> list[str]:
+    """Return the pairs that one or more of the arms have, numbers in their order."""
+    tables = [_table(file, runs, each) for each in references]
+    varied = [table for table, alone in tables if not alone] or [table for table, _ in tables]
+    names = {pair for table in varied for pair in table}
+    return sorted(names, key=lambda pair: (not pair.isdigit(), int(pair) if pair.isdigit() else 0, pair))
+
+
+def _lookup(file: ClaimFile, runs: Runs, pair: str) -> Lookup:
+    def value(reference: Reference) -> float:
+        table, alone = _table(file, runs, reference)
+        trials = _trials(next(iter(table.values())) if alone else table.get(pair, {}))
+        return sum(reference.of(trial) for trial in trials) / len(trials)
+
+    return value
+
+
+def _trials(run: Metrics | Sequence[Metrics]) -> Sequence[Metrics]:
+    return [run] if isinstance(run, Mapping) else run or [{}]
+
+
+def _unknown_values(file: ClaimFile, values: Mapping[str, Runs]) -> list[str]:
+    rows = [(f"claims.{name}", each.pairs, each.expect) for name, each in file.claims.items()]
+    rows += [(f"report.{name}", each.pairs, each.value) for name, each in file.report.items()]
+    faults = []
+    for where, pairs, told in rows:
+        for reference in told.references:
+            table, _ = _table(file, values.get(pairs, {}), reference)
+            known = {key for run in table.values() for trial in _trials(run) for key in trial}
+            if known and known.isdisjoint(reference.keys()):
+                wanted = reference.keys()[-1]
+                names = (key.removesuffix("@student") for key in known)
+                faults.append(f"{where}: no record of '{reference.text}' has '{wanted}'.{nearest(wanted, names)}")
+    return faults
+
+
+def _unequal(budget: Budget, arms: set[str], budgets: Budgets) -> str | None:
+    """Return what is wrong with a budget that two or more of the arms share, None when nothing is."""
+    if len(arms.intersection(budget.arms)) < 2:
+        return None
+    spent = {arm: budgets.get(arm, {}).get(budget.equal, ()) for arm in budget.arms if arm in arms}
+    if missing := [arm for arm, numbers in spent.items() if not numbers]:
+        return f"the records do not say the {budget.equal} of {_names(missing)}"
+    numbers = [number for each in spent.values() for number in each]
+    if max(numbers) <= min(numbers) * (1 + budget.within):
+        return None
+    told = (
+        f"{arm} {min(each):g}" + (f" to {max(each):g}" if max(each) > min(each) else "") for arm, each in spent.items()
+    )
+    return f"the {budget.equal} over the chain are not equal: {', '.join(told)}"
+
+
+def _names(names: Sequence[str]) -> str:
+    return " and ".join(f"'{name}'" for name in names)

@@ -119,9 +119,10 @@ class Reference:
         names = [f"{prefix}{self.metric}@{self.network or 'student'}"]
         return names if self.network else [*names, f"{prefix}{self.metric}"]
 
-    def find(self, metrics: Mapping[str, Measured]) -> Measured:
-        """Return the value out of the metrics of one run, None where it is missing."""
-        return next((metrics[key] for key in self.keys() if key in metrics), None)
+    def of(self, metrics: Mapping[str, Measured]) -> float:
+        """Return the value out of the metrics of one run, NaN where it is missing."""
+        found = next((metrics[key] for key in self.keys() if key in metrics), None)
+        return self.reading.of(found, self.text)
 
 
 Lookup = Callable[[Reference], float]
@@ -155,7 +156,9 @@ class Link:
         left, right = self.left(lookup), self.right(lookup)
         if left == right:  # also two infinities, whose difference is not a number
             return 0.0
-        return -abs(left - right) if self.sign == "==" else left - right if self.sign in (">", ">=") else right - left
+        if self.sign == "==":
+            return -abs(left - right)
+        return left - right if self.sign in (">", ">=") else right - left
 
 
 @dataclass(frozen=True)
@@ -254,8 +257,8 @@ class _Reader:
         self.text = text
         if len(text) > LENGTH:
             raise self.fault(f"is longer than {LENGTH} characters: make several claims of it")
-        if not text.isascii():
-            raise self.fault("holds a character that is not ASCII: write >= and <= in two characters")
+        if not text.isascii() or "#" in text:
+            raise self.fault("holds a character that has no place in it: plain ASCII, >= in two characters, no comment")
         self.references: list[Reference] = []
         marked = _REFERENCE.sub(self._mark, text)
         try:
@@ -327,13 +330,13 @@ class _Reader:
     def _reading(self, reference: Reference, arguments: Sequence[ast.AST]) -> Reading:
         name = reference.reading.name
         axis = "steps"
-        if arguments and isinstance(arguments[-1], ast.Name) and name not in ("last", "best"):
-            axis = arguments[-1].id
-            arguments = arguments[:-1]
-            if axis not in AXES:
-                raise self.fault(
-                    f"reads '{reference.text}' along '{axis}'; the axes are {', '.join(AXES)}.{nearest(axis, AXES)}"
-                )
+        match arguments:
+            case [*rest, ast.Name(id=word)] if name not in ("last", "best") and not word.startswith(_MARK):
+                axis, arguments = word, rest
+        if axis not in AXES:
+            raise self.fault(
+                f"reads '{reference.text}' along '{axis}'.{nearest(axis, AXES)} The axes are {', '.join(AXES)}"
+            )
         if len(arguments) != READINGS[name]:
             form = f"{name}(number)" if READINGS[name] else name
             raise self.fault(f"reads '{reference.text}' with {len(arguments)} numbers: write .{form}")

@@ -162,7 +162,8 @@ def judge(
     if not margins:
         notes.append("There is no run yet.")
     if failed:
-        notes.append(f"Failed, and counted as such: {', '.join(failed)}. A value there is missing or not a number.")
+        named = ", ".join(failed[:5]) + (f" and {len(failed) - 5} more" if len(failed) > 5 else "")
+        notes.append(f"Failed, and counted as such: {named}. A value there is missing or not a number.")
     if judged is not None:
         answer = judge_share(list(truths.values()), judged)
     elif any(math.isinf(each) for links in margins.values() for each in links):
@@ -182,7 +183,7 @@ def judge_mean(
     each_level = 1 - (1 - level) / len(margins)
     finite = [[margin for margin in link if math.isfinite(margin)] for link in margins]
     intervals = tuple(interval(link, each_level) for link in finite if link)
-    if any(len(kept) < len(link) or not link for kept, link in zip(finite, margins, strict=True)):
+    if any(len(kept) < max(1, len(link)) for kept, link in zip(finite, margins, strict=True)):
         return Answer.NOT_SHOWN, intervals
     sides = list(zip(intervals, strict, strict=True))
     if all(each.low > 0 or (each.low == 0 and not sharp) for each, sharp in sides):

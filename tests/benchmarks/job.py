@@ -40,6 +40,7 @@ VARIANTS = {
     "kdbench": [],
     "kdbench, logging each step": [("trainer.log_every_n_steps", 1)],
     "grouped": [("data.group_by_length", True)],
+    "packed": [("model.unpad", True)],
     "cached": [("cache.mode", "on")],
     "both": [("data.group_by_length", True), ("cache.mode", "on")],
     "cached, top 64": [("cache.mode", "on"), ("cache.top_k", 64), ("cache.dtype", "float16")],

@@ -22,7 +22,7 @@ from tests.benchmarks import peers
 ROOT = Path(__file__).parent.parent.parent
 VARIANTS = {
     "classification": ["plain", *peers.PEERS, "kdbench", "grouped", "cached", "both"],
-    "masked": ["plain", "kdbench", "grouped", "cached, top 64", "both, top 64"],
+    "masked": ["plain", "kdbench", "grouped", "packed", "cached, top 64", "both, top 64"],
     "tiny": ["plain", *peers.PEERS, "kdbench", "kdbench, logging each step"],
 }
 ROWS = {"classification": 192, "masked": 192, "tiny": 3200}
