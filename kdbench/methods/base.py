@@ -9,12 +9,13 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from kdbench.data.targets import TargetFile
 from kdbench.errors import UserError, nearest
 from kdbench.methods.objective import Batch, Match, Objective, Term, Values
 from kdbench.methods.optimizers import LinearDecay, Schedule, parameter_groups
-from kdbench.methods.reader import Reader, StoredReader
+from kdbench.methods.reader import FileReader, Reader, StoredReader
 from kdbench.methods.tasks import TASKS
-from kdbench.models.origins import Facts, FromFolder, Origin
+from kdbench.models.origins import Facts, FromFolder, FromTargets, Origin
 from kdbench.models.taps import check_view
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,12 @@ class Distillation(pl.LightningModule):
         batch = self.prepare(batch)
         teacher = self.teach(batch)
         student = self.learn(batch, teacher)
-        return self._total(self.objective(student, teacher, batch), batch)
+        terms = self.objective(student, teacher, batch)
+        if self._logs_now():
+            self.log_dict(
+                {f"train/{name}": value for name, value in self.objective.tails(student, teacher, batch).items()}
+            )
+        return self._total(terms, batch)
 
     def prepare(self, batch: Batch) -> Batch:
         """Return the batch that the networks see; families that draw, mix or add noise do so here."""
@@ -100,7 +106,7 @@ class Distillation(pl.LightningModule):
     def teach(self, batch: Batch) -> dict[str, Values]:
         """Return the taps of every teacher that the objective reads: from the store, or from a forward without gradient."""
         return {
-            name: reader(batch, batch[f"known.{name}"]) if isinstance(reader, StoredReader) else reader(batch)
+            name: reader(batch) if isinstance(reader, Reader) else reader(batch, batch[f"known.{name}"])
             for name, reader in self.teacher_readers.items()
         }
 
@@ -109,11 +115,11 @@ class Distillation(pl.LightningModule):
         return self._student_reader(batch)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Look up what the store knows of a training batch, while its ids are still on the CPU."""
+        """Look up what is stored for a training batch, while its ids are still on the CPU."""
         return self._looked_up(batch) if self.trainer.training else batch
 
     def _looked_up(self, batch: Batch) -> Batch:
-        stored = {name: each for name, each in self.teacher_readers.items() if isinstance(each, StoredReader)}
+        stored = {name: each for name, each in self.teacher_readers.items() if not isinstance(each, Reader)}
         return {**batch, **{f"known.{name}": reader.look_up(batch) for name, reader in stored.items()}}
 
     # ---- building ----
@@ -155,9 +161,10 @@ class Distillation(pl.LightningModule):
             name: self._teacher_reader(name, taps) for name, taps in self.objective.teacher_taps().items()
         }
         self._score_readers: dict[str, Reader] = {}
-        self.scores = nn.ModuleDict({name: nn.ModuleDict(_named(self.task.scores())) for name in self.origins})
+        self.compared_names = [name for name, origin in self.origins.items() if not isinstance(origin, FromTargets)]
+        self.scores = nn.ModuleDict({name: nn.ModuleDict(_named(self.task.scores())) for name in self.compared_names})
         self.loyalties = nn.ModuleDict(
-            {name: nn.ModuleDict(_named(self.task.loyalties())) for name in self.origins if name != "student"}
+            {name: nn.ModuleDict(_named(self.task.loyalties())) for name in self.compared_names if name != "student"}
         )
         self._rehearse()
 
@@ -175,7 +182,7 @@ class Distillation(pl.LightningModule):
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the student and every frozen network by name."""
-        return {name: self.network(name) for name in self.origins}
+        return {name: self.network(name) for name in self.compared_names}
 
     def _score_reader(self, name: str) -> Reader:
         if name not in self._score_readers:
@@ -183,7 +190,11 @@ class Distillation(pl.LightningModule):
             self._score_readers[name] = Reader(self.network(name), self.task.taps, self._views(name), labelled)
         return self._score_readers[name]
 
-    def _teacher_reader(self, name: str, taps: list[str]) -> Reader | StoredReader:
+    def _teacher_reader(self, name: str, taps: list[str]) -> Reader | StoredReader | FileReader:
+        origin = self.origins[name]
+        if isinstance(origin, FromTargets):
+            return FileReader(TargetFile(origin.file), taps, self._views(name))
+
         def build() -> Reader:
             return Reader(self.network(name), taps, self._views(name), unpad=self.unpad)
 
@@ -237,8 +248,7 @@ class Distillation(pl.LightningModule):
         weighted = {name: self.objective.terms[name].weight * value for name, value in raw.items()}
         total = sum(weighted.values())
         self._unchecked.append((self.global_step, batch["id"], {name: value.detach() for name, value in raw.items()}))
-        every = self.trainer.log_every_n_steps
-        now = bool(every) and (self.global_step + 1) % every == 0
+        now = self._logs_now()
         if now or self.device.type == "cpu":  # elsewhere reading a value would make the device wait at every step
             self.check_finite()
         if now:
@@ -248,6 +258,10 @@ class Distillation(pl.LightningModule):
             self.log("train/loss", total, prog_bar=True, batch_size=len(batch["id"]))
             self._warn_of_small_terms({name: abs(float(value.detach())) for name, value in weighted.items()})
         return total
+
+    def _logs_now(self) -> bool:
+        every = self.trainer.log_every_n_steps
+        return bool(every) and (self.global_step + 1) % every == 0
 
     def check_finite(self) -> None:
         """Raise :class:`UserError` with term, step and example ids when a term of a step since the last check is not finite."""
@@ -294,7 +308,7 @@ class Distillation(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Score the student and every frozen network, and compare their predictions."""
-        outputs = {name: self._score_reader(name)(batch) for name in self.origins}
+        outputs = {name: self._score_reader(name)(batch) for name in self.compared_names}
         for name, values in outputs.items():
             self._score(name, values, batch)
         for name, metrics in self.loyalties.items():

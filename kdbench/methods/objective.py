@@ -11,7 +11,7 @@ from kdbench.errors import nearest
 from kdbench.losses.divergences import combine_logits
 from kdbench.losses.language import IGNORED
 from kdbench.losses.rows import select_rows
-from kdbench.losses.top_k import TopK, lump_logits
+from kdbench.losses.top_k import TopK, lump_logits, tail_error_bound, tail_mass
 
 Batch = Mapping[str, object]
 Values = Mapping[str, Tensor | TopK]
@@ -154,6 +154,26 @@ class Objective(nn.Module):
     def forward(self, student: Values, teacher: Mapping[str, Values], batch: Batch) -> dict[str, Tensor]:
         """Return the raw value of every term."""
         return {name: self._value(term, student, teacher, batch) for name, term in self.terms.items()}
+
+    @torch.no_grad()
+    def tails(self, student: Values, teacher: Mapping[str, Values], batch: Batch) -> dict[str, Tensor]:
+        """Return, for each term with a teacher whose logits are kept in short, what is not known of it.
+
+        ``<term>_tail_mass``: the mean probability of the classes that were not kept. ``<term>_tail_bound``: by how much the
+        mean forward KL may be too small, at most (:func:`~kdbench.losses.top_k.tail_error_bound`), before the weight.
+        """
+        found = {}
+        for name, term in self.terms.items():
+            kept = teacher[term.teachers[0][0]][term.teachers[0][1]] if len(term.teachers) == 1 else None
+            if not isinstance(kept, TopK):
+                continue
+            ours, temperature = student[term.students[0]], term.loss.temperature
+            if (mask := self._mask(term, ours, batch)) is not None:
+                ours, kept = select_rows(ours, mask), TopK(*(select_rows(part, mask) for part in kept))
+            factor = temperature**2 if getattr(term.loss, "square_temperature", False) else 1.0
+            found[f"{name}_tail_mass"] = tail_mass(kept, temperature).mean()
+            found[f"{name}_tail_bound"] = factor * tail_error_bound(ours, kept, temperature).mean()
+        return found
 
     def _value(self, term: Term, student: Values, teacher: Mapping[str, Values], batch: Batch) -> Tensor:
         values = [student[tap] for tap in term.students]

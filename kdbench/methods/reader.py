@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.targets import Column, Row, names_of
+from kdbench.data.targets import Column, Row, TargetFile, names_of
 from kdbench.losses.top_k import TopK, top_k
 from kdbench.methods.objective import Batch
 from kdbench.models.head_rows import HeadRows, has_row_head
@@ -167,6 +167,33 @@ class StoredReader:
             return {"values": value.to(self.dtype)}
         kept = top_k(value, *self.top_k[name])
         return {"values": kept.logits.to(self.dtype), "classes": kept.classes.to(torch.int32)}
+
+
+class FileReader:
+    """Reads a teacher's taps from a file of targets, by the number and the draw of each row.
+
+    Args:
+        file: the targets.
+        taps: names as in the file; with a role in front for views other than ``inputs``.
+        views: the view of the batch that serves each role.
+    """
+
+    def __init__(self, file: TargetFile, taps: Iterable[str], views: Mapping[str, str]) -> None:
+        self.file, self.views = file, views
+        self.names = taps_by_role(taps, views)
+
+    def look_up(self, batch: Batch) -> dict[str, Tensor]:
+        """Return ``{name: value}`` of every tap for a batch that is still on the CPU."""
+        rows, draws = batch["id"].tolist(), batch["draw"].tolist()
+        return {
+            name: _batched(self.file.read(name, rows, draws), batch[self.views[role]])
+            for role, taps in self.names.items()
+            for name in taps
+        }
+
+    def __call__(self, batch: Batch, known: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return what was looked up, on the device of the batch."""
+        return known
 
 
 def _rows_of(parts: Mapping[str, Tensor], view: View) -> list[Row]:

@@ -224,6 +224,31 @@ class FromRun(Origin):
         return Path(self.run) / self.file
 
 
+class FromTargets(Origin):
+    """A teacher that is a file of what it said, and no network: it can be learnt from, not compared with.
+
+    Args:
+        file: a safetensors file with the targets of every training row (:class:`~kdbench.data.targets.TargetFile`).
+    """
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self.file = Path(file)
+
+    def make(self, facts: Facts) -> PreTrainedModel:
+        """Raise :class:`UserError`: there is no network."""
+        raise UserError(f"'{self.file}' holds targets and no network: only a term's 'teacher' may read it.")
+
+    def tokenizer(self) -> None:
+        """Return None: the targets belong to the student's own pieces."""
+        return
+
+    def check(self) -> None:
+        """Raise :class:`UserError` when there is no such file."""
+        if not self.file.is_file():
+            raise UserError(f"There is no file of targets '{self.file}': correct the path.")
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence the progress bars and warnings of transformers inside, and leave its settings as they were."""

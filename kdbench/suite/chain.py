@@ -12,6 +12,7 @@ from kdbench.suite import catalogue, experiment, runs
 from kdbench.suite.experiment import Config, Experiment
 
 FROM_RUN = "kdbench.models.origins.FromRun"
+FROM_TARGETS = "kdbench.models.origins.FromTargets"
 FROM_HUB = "kdbench.models.origins.FromHub"
 # What cannot change the result is no part of a run's id. References are compared with a student, never learnt from.
 IDLE = {
@@ -137,6 +138,8 @@ def _identity(name: str, config: Config, parents: dict[str, Stage]) -> Config:
     for _, node in experiment.nodes(kept):
         if node["class_path"] == FROM_RUN:
             node["init_args"].pop("run", None)
+        if node["class_path"] == FROM_TARGETS:
+            node["init_args"]["file"] = runs.file_digest(Path(node["init_args"]["file"]))
         node["class_path"] = catalogue.short(node["class_path"])
     data = arguments(config.get("data"))
     content = registry.fingerprint(data["dataset"], data.get("source", "embedded")) if "dataset" in data else None

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
-from kdbench.data.targets import Column
+from kdbench.data.targets import Column, TargetFile, write_targets
 from kdbench.losses.top_k import TopK, top_k
-from kdbench.methods.reader import Reader, StoredReader, taps_by_role
+from kdbench.methods.reader import FileReader, Reader, StoredReader, taps_by_role
 
 VIEWS = {"inputs": "inputs"}
 TAPS = ["logits", "pooled"]
@@ -156,3 +156,13 @@ def test_the_head_runs_on_labelled_positions_with_and_without_padding(unpad):
     found = Reader(bert, ["logits"], VIEWS, "masked_labels", unpad)(batch)["logits"]
     whole = bert(**batch["inputs"]).logits[batch["masked_labels"] != -100]
     torch.testing.assert_close(found, whole)
+
+
+def test_targets_of_a_file_come_as_a_forward_would_give_them(network, tmp_path):
+    batch = batch_of(ONE, THREE) | {"id": torch.tensor([4, 2]), "draw": torch.tensor([0, 0])}
+    mask = batch["inputs"]["attention_mask"].bool()
+    expected = network(**batch["inputs"])
+    logits = [row[own].detach() for row, own in zip(expected.logits, mask, strict=True)]
+    write_targets(tmp_path / "t", [4, 2], {"logits": logits, "pooled": list(expected.pooled.detach())})
+    reader = FileReader(TargetFile(tmp_path / "t"), TAPS, VIEWS)
+    same(reader(batch, reader.look_up(batch)), network, batch)

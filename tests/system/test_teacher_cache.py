@@ -1,12 +1,17 @@
 """Runs with a teacher cache: the weights of a run without it, whatever happens to the store."""
 
+import csv
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from kdbench import cli
+from kdbench.data.registry import load
+from kdbench.data.targets import write_targets
 from kdbench.suite import cache, chain, experiment, fit, runs
 
 ROOT = Path(__file__).parent.parent.parent
@@ -165,3 +170,45 @@ def test_filled_ahead_of_time(tmp_path, monkeypatch, plain, capsys):
     cache.prune(0)
     assert "0.00 MB kept" in capsys.readouterr().out
     assert not list((tmp_path / "ahead").iterdir())
+
+
+def test_a_teacher_may_be_a_file_of_targets(tmp_path):
+    random = torch.Generator().manual_seed(0)
+    rows = load("synthetic/hidden_markov", "embedded", "train")
+    logits = [torch.randn(len(row["words"]) + 2, 65, generator=random) for row in rows]  # two special tokens, 65 pieces
+    write_targets(tmp_path / "soft.safetensors", range(len(rows)), {"logits": logits})
+    teacher = [
+        *("--model.teachers.cased", f"{{class_path: FromTargets, init_args: {{file: {tmp_path}/soft.safetensors}}}}"),
+        *("--model.objective.hidden", "null", "--trainer.max_steps", "3"),
+    ]
+    stage = plan(*ONE_TEACHER, *teacher)
+    record = fit.fit(stage, quiet=True)
+    assert record["metrics"]["test/accuracy@student"] >= 0
+    assert not [name for name in record["metrics"] if name.endswith("@cased")]
+    write_targets(tmp_path / "soft.safetensors", range(len(rows)), {"logits": [-each for each in logits]})
+    assert plan(*ONE_TEACHER, *teacher).id != stage.id, "other targets are another run"
+
+
+def test_what_top_k_leaves_out_is_logged(store):
+    stage = plan(*ONE_TEACHER, "--cache.top_k", "20", "--trainer.log_every_n_steps", "10")
+    fit.fit(stage, quiet=True)
+    (log,) = stage.folder.glob("logs/*/metrics.csv")
+    lines = [line for line in csv.DictReader(log.open()) if line["train/soft_tail_mass"]]
+    assert len(lines) == 2
+    for line in lines:
+        assert 0 < float(line["train/soft_tail_mass"]) < 1
+        assert float(line["train/soft_tail_bound"]) > 0
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_store(store):
+    command = [
+        *(sys.executable, "-m", "kdbench.cli", "fit", "--quiet", *RUN, "--data.batch_size", "128", "--fresh"),
+        *("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
+        *("--model.optimizer.lr", "2e-3"),
+    ]
+    shutil.rmtree(store)
+    for computed in (True, False):
+        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert told.returncode == 0, told.stderr
+        assert (", 0 computed" not in told.stdout) == computed, told.stdout
