@@ -18,7 +18,8 @@ kdbench: knowledge distillation papers as runnable experiments and checkable cla
   kdbench validate  --config FILE ...            score the finished run of an experiment on its validation split
   kdbench test      --config FILE ...            score it on its test split, with loyalty to the references
   kdbench predict   --config FILE ...            write its predictions for the test split
-  kdbench reproduce PAPER [--seeds N] [--source S]   run every arm of a paper and print its table beside ours
+  kdbench reproduce PAPER [--seeds N] [--source S]   run every arm of a paper's claim, print its table and the verdicts;
+                                                 --dry-run only counts, --strict exits 3 when a claim is contradicted
   kdbench cache     --config FILE ...            compute ahead what the teachers of an experiment say; later runs read it
   kdbench cache     list | prune [--keep-gb N]   what is stored of teachers; remove all, or the least recently used
   kdbench list      [papers|data|models|losses|methods|metrics]   what there is
@@ -172,19 +173,21 @@ def _speed(argv: list[str]) -> None:
 
 
 def _reproduce(argv: list[str]) -> None:
-    arguments = parse(argv, {"seeds", "source", "runs", "leaderboards"}, {"dry-run", "quiet"})
+    arguments = parse(argv, {"seeds", "source", "runs", "leaderboards"}, {"dry-run", "strict"})
     if len(arguments.words) != 1:
         raise UserError("Name one paper: 'kdbench reproduce distilbert_ro'.")
     _prepare_torch()
     from kdbench.suite import reproduce
 
-    reproduce.reproduce(
+    verdicts = reproduce.reproduce(
         arguments.words[0],
         seeds=_whole("seeds", arguments.options["seeds"]) if "seeds" in arguments.options else None,
         source=arguments.options.get("source"),
         home=Path(arguments.options.get("leaderboards", "leaderboards")),
         dry_run="dry-run" in arguments.flags,
     )
+    if "strict" in arguments.flags and reproduce.contradicted(verdicts):
+        sys.exit(3)
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {

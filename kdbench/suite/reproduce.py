@@ -1,38 +1,46 @@
-"""Every arm of a paper with every seed, and its table beside ours: ``leaderboards/<paper>/``."""
+"""Every arm of a paper's claim with every seed: what is missing is run, and the claims are judged from the records."""
 
+import dataclasses
 import json
-import math
-import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from kdbench.errors import UserError, nearest
 from kdbench.files import write_text
-from kdbench.suite import chain, experiment, fit, report
+from kdbench.suite import chain, claim_file, claims, experiment, fit, page, report
 from kdbench.suite.chain import Stage
+from kdbench.suite.claims import OWN, Arm, ClaimFile, Task
 from kdbench.suite.experiment import Config
+from kdbench.suite.statistics import Answer
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the table: an arm on a task with a seed."""
+    """One run: an arm on a task (or its own run), for one pair of a kind of pairs; ``trial`` counts those of a tuned arm."""
 
+    pairs: str
     arm: str
     task: str
-    seed: int
+    pair: str
+    trial: int
     stage: Stage
 
 
-def reproduce(paper: str, seeds: int | None, source: str | None, home: Path, dry_run: bool = False) -> None:
-    """Run what is missing of a paper's arms, write ``results.json`` and ``README.md``, and print the table.
+def reproduce(
+    paper: str,
+    seeds: int | None,
+    source: str | None,
+    home: Path,
+    dry_run: bool = False,
+) -> dict[str, claims.Verdict]:
+    """Run what is missing of a paper's arms, judge its claims, write ``results.json`` and ``README.md``; return the verdicts.
 
     Args:
         paper: the folder under ``home`` that holds ``claim.yaml``.
         seeds: how many; default: as the claim says.
-        source: of all data; default: as the claim says.
+        source: of the data of all arms that have none of their own; default: as the claim says.
         home: the folder of all leaderboards.
         dry_run: only count what is found and what would be run.
     """
@@ -40,209 +48,192 @@ def reproduce(paper: str, seeds: int | None, source: str | None, home: Path, dry
     if not (folder / "claim.yaml").exists():
         known = [each.parent.name for each in home.glob("*/claim.yaml")]
         raise UserError(f"There is no '{folder / 'claim.yaml'}'.{nearest(paper, known)}")
-    claim = report.read_yaml(folder / "claim.yaml")
-    seeds, source = seeds or claim["seeds"], source or claim["source"]
-    cells = plan(claim, range(seeds), source)
-    missing = [cell for cell in cells if cell.stage.record is None]
+    file = claim_file.load(folder / "claim.yaml")
+    file = dataclasses.replace(file, seeds=seeds or file.seeds, source=source or file.source)
+    cells = list(plan(file))
+    missing = sum(cell.stage.record is None for cell in cells)
     out = report.console()
-    out.print(f"{paper}: {len(cells)} runs, {len(cells) - len(missing)} found, {len(missing)} to do; source {source}")
+    out.print(f"{paper}: {len(cells)} runs, {len(cells) - missing} found, {missing} to do; source {file.source}")
     if dry_run:
-        return
+        return {}
     for place, cell in enumerate(cells, 1):
-        fit.fit(cell.stage, quiet=True)
-        out.print(f"  {place}/{len(cells)} {cell.arm} / {cell.task} / seed {cell.seed}", highlight=False)
-    results = collect(claim, cells, seeds, source)
-    text = json.dumps(results, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    write_text(folder / "results.json", text)
-    write_text(folder / "README.md", page(paper, claim, results))
-    out.print(_terminal_table(claim, results))
+        told = f"  {place}/{len(cells)} {cell.arm} / {cell.task} / {cell.pairs} {cell.pair}"
+        try:
+            fit.fit(cell.stage, quiet=True)
+        except UserError as error:  # one run that fails is a failed pair, not the end of the others
+            told = f"{told} failed: {error}"
+        out.print(told, highlight=False, soft_wrap=True)
+    values, budgets = collect(file, cells), spent(cells)
+    verdicts = claims.judge(file, values, budgets)
+    results = results_of(file, cells, values, verdicts)
+    write_text(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+    write_text(folder / "README.md", page.markdown(paper, file, results, values))
+    out.print(page.terminal_table(file, results))
+    for name, verdict in verdicts.items():
+        out.print(f"[bold]{verdict.answer}[/]  {file.claims[name].says}", highlight=False, soft_wrap=True)
+        out.print(f"    {file.claims[name].expect.text}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"    {verdict.evidence}", highlight=False, markup=False, soft_wrap=True)
     out.print(f"Written: {folder / 'README.md'} and {folder / 'results.json'}")
+    return verdicts
 
 
-def plan(claim: Config, seeds: range, source: str) -> list[Cell]:
-    """Return every run of the table in order: each arm's own experiment, then each of its tasks, per seed.
+def contradicted(verdicts: dict[str, claims.Verdict]) -> bool:
+    """Tell whether a claim was contradicted."""
+    return any(verdict.answer is Answer.CONTRADICTED for verdict in verdicts.values())
 
-    An arm marked ``seeded: false`` (a teacher) is trained once with seed 0; its tasks still have every seed.
+
+def plan(file: ClaimFile) -> Iterator[Cell]:
+    """Yield every run of a claim file, the arms' own runs first, then their tasks.
+
+    An arm whose ``seeds`` are ``none`` has one run of its own; its tasks still have every seed.
     """
-    cells = []
-    common = claim.get("overrides") or {}
-    for arm, told in claim["arms"].items():
-        for seed in seeds if told.get("seeded", True) else (0,):
-            changes = {"data.source": source, "seed_everything": seed}
-            cells.append(Cell(arm, "pretraining", seed, _stage(told["experiment"], changes, common)))
-    for task, told in claim["tasks"].items():
-        for arm in claim["arms"]:
-            for seed in seeds:
-                changes = _task_changes(claim, arm, seed, source)
-                references = {
-                    name: {
-                        "class_path": "FromRun",
-                        "init_args": {
-                            "experiment": told["experiment"],
-                            "set": _task_changes(claim, name, seed, source) | _of_stage(common, told["experiment"]),
-                        },
-                    }
-                    for name in claim["arms"][arm].get("teachers", [])
-                }
-                if references:
-                    changes["model.references"] = references
-                cells.append(Cell(arm, task, seed, _stage(told["experiment"], changes, common)))
-    return cells
+    for name, arm in file.arms.items():
+        for seed in (0,) if arm.seeds == "none" else range(file.seeds):
+            yield from _trials(file, arm, Cell("seeds", name, OWN, str(seed), 0, None), {})
+    for task_name, task in file.tasks.items():
+        for name in task.arms or file.arms:
+            for seed in range(file.seeds):
+                stage = _stage(file, file.arms[name], task.experiment, _on_task(file, name, task, seed))
+                yield Cell("seeds", name, task_name, str(seed), 0, stage)
+    for kind, ((key, values),) in ((kind, told.items()) for kind, told in file.over.items()):
+        for name in dict.fromkeys(_arms_over(file, kind)):
+            for value in values:
+                yield from _trials(file, file.arms[name], Cell(kind, name, OWN, str(value), 0, None), {key: value})
 
 
-def collect(claim: Config, cells: list[Cell], seeds: int, source: str) -> dict[str, Any]:
-    """Return all measured values by arm, task and seed, with what they rest on; from the records alone."""
-    results: dict[str, Any] = {"source": source, "seeds": seeds, "arms": {}, "runs": {}}
+def collect(file: ClaimFile, cells: list[Cell]) -> dict[str, claims.Runs]:
+    """Return the metrics of all runs by kind of pairs, arm, task and pair; a run without a record has none."""
+    found: dict[str, Any] = {}
     for cell in cells:
-        record = cell.stage.record
-        values = {name: value for name, value in record["metrics"].items() if name.startswith("test/") or "@" in name}
-        values = {name.removeprefix("test/"): value for name, value in values.items() if not name.startswith("val/")}
-        results["arms"].setdefault(cell.arm, {}).setdefault(cell.task, {})[str(cell.seed)] = values
-        results["runs"][f"{cell.arm}/{cell.task}/{cell.seed}"] = f"{cell.stage.name}/{cell.stage.folder.name}"
-    last = cells[-1].stage.record
-    results["hardware"], results["versions"] = last["hardware"], last["versions"]
-    results["hours"] = round(sum({c.stage.folder: c.stage.record["seconds"] for c in cells}.values()) / 3600, 2)
-    return results
+        table = found.setdefault(cell.pairs, {}).setdefault(cell.arm, {}).setdefault(cell.task, {})
+        table.setdefault(cell.pair, []).append(metrics_of(cell.stage.record))
+    for arms in found.values():
+        for name, tasks in arms.items():
+            for pairs in tasks.values():
+                for pair, trials in pairs.items():
+                    best = file.arms[name].best
+                    pairs[pair] = [trials[place] for place in best.chosen(trials)] if best else trials[0]
+    return found
 
 
-def page(paper: str, claim: Config, results: dict[str, Any]) -> str:
-    """Return the leaderboard page of a paper in Markdown."""
-    tasks, arms = claim["tasks"], claim["arms"]
-    head = "| | " + " | ".join(f"{task} ({told['shown']})" for task, told in tasks.items()) + " |"
-    rule = "|---" * (len(tasks) + 1) + "|"
-    ours = [
-        f"| {arm} | " + " | ".join(spread(results, arm, task, told["metric"]) for task, told in tasks.items()) + " |"
-        for arm in arms
-    ]
-    theirs = [
-        f"| {arm} | " + " | ".join(str(row.get(task, "")) for task in tasks) + " |"
-        for arm, row in claim["reported"]["rows"].items()
-    ]
-    loyalty = []
-    for arm, told in arms.items():
-        for teacher in told.get("teachers", []):
-            cells = [
-                " / ".join(spread(results, arm, task, metric, teacher) for metric in told_task["loyalty"])
-                for task, told_task in tasks.items()
-            ]
-            loyalty.append(f"| {arm} to {teacher} | " + " | ".join(cells) + " |")
-    sizes = [
-        f"| {arm} | {_mean(results, arm, 'pretraining', 'parameters@student', 1e-6):.2f} | "
-        f"{_mean(results, arm, 'pretraining', 'megabytes@student', 1):.2f} | "
-        f"{spread(results, arm, 'pretraining', 'accuracy')} | "
-        f"{spread(results, arm, 'pretraining', 'perplexity', scale=1)} | {_speeds(results, arm)} |"
-        for arm in arms
-    ]
-    embedded = "**These figures rest on embedded (generated) data.**\n" if results["source"] == "embedded" else ""
-    command = f"kdbench reproduce {paper} --seeds {results['seeds']} --source {results['source']}"
-    hardware = results["hardware"]
-    return f"""# {claim["title"]}
-
-{claim["source_of_claim"]}
-
-{claim["statement"]}
-
-## Measured here
-{embedded}Mean ± standard deviation over {results["seeds"]} seeds, times 100; source `{results["source"]}`.
-
-{head}
-{rule}
-{chr(10).join(ours)}
-
-## Reported by the paper
-{claim["reported"]["source"]}
-
-{head}
-{rule}
-{chr(10).join(theirs)}
-
-## Loyalty to the teachers
-The student's predictions against its teacher's on the test inputs, no label involved. Tagging and classification: label
-loyalty / probability loyalty (1 - Jensen-Shannon distance, base e); similarity: Pearson. Times 100.
-
-{head}
-{rule}
-{chr(10).join(loyalty)}
-
-## Size, masked tokens, speed
-Masked-token accuracy (times 100) and perplexity are of each arm's own test maskings; perplexities of different
-vocabularies do not compare. Speed: forward pass of the encoder, the teacher's seconds over the student's in one run.
-
-| | parameters, M | MB | masked accuracy | perplexity | student faster than |
-|---|---|---|---|---|---|
-{chr(10).join(sizes)}
-
-## How it was made
-{claim["recipe"]}
-
-```
-{command}
-```
-{results["hours"]} hours of fitting on {hardware["device"]}, {hardware["threads"]} threads;
-{", ".join(f"{name} {number}" for name, number in results["versions"].items())}.
-Every value and the run it comes from: [results.json](results.json).
-"""
+def metrics_of(record: fit.Record | None) -> claims.Metrics:
+    """Return a record's metrics by the names that claims use: ``macro_f1@student``, ``val/loss``, ``run/seconds``."""
+    if record is None:
+        return {}
+    facts = {f"run/{name}": record[name] for name in ("seconds", "steps", "peak_memory_mb")}
+    return {name.removeprefix("test/"): value for name, value in record["metrics"].items()} | facts
 
 
-def spread(results: dict[str, Any], arm: str, task: str, metric: str, of: str = "student", scale: float = 100.0) -> str:
-    """Return ``mean ± standard deviation`` of a metric over the seeds, or a dash where there is none."""
-    values = _values(results, arm, task, f"{metric}@{of}")
-    if not values:
-        return "-"
-    mean = scale * statistics.fmean(values)
-    return f"{mean:.2f} ± {scale * statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
+def spent(cells: list[Cell]) -> dict[str, dict[str, list[float]]]:
+    """Return the steps and seconds of each own run of each arm, summed over the runs that its student is made from."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for cell in cells:
+        if cell.task != OWN or cell.stage.record is None:
+            continue
+        records = [stage.record for stage in _own_chain(cell.stage)]
+        for measure in ("steps", "seconds"):
+            total = sum(record[measure] for record in records if record is not None)
+            found.setdefault(cell.arm, {}).setdefault(measure, []).append(total)
+    return found
 
 
-def _values(results: dict[str, Any], arm: str, task: str, name: str) -> list[float]:
-    seeds = results["arms"].get(arm, {}).get(task, {}).values()
-    return [values[name] for values in seeds if values.get(name) is not None and math.isfinite(values[name])]
-
-
-def _mean(results: dict[str, Any], arm: str, task: str, name: str, scale: float) -> float:
-    return scale * statistics.fmean(_values(results, arm, task, name))
-
-
-def _speeds(results: dict[str, Any], arm: str) -> str:
-    seeds = results["arms"][arm]["pretraining"].values()
-    names = list(dict.fromkeys(name for values in seeds for name in values if name.startswith("speed_ratio@")))
-    shown = [
-        f"{name.partition('@')[2]} {spread(results, arm, 'pretraining', 'speed_ratio', name.partition('@')[2], 1)}"
-        for name in names
-    ]
-    return ", ".join(shown) or "-"
-
-
-def _terminal_table(claim: Config, results: dict[str, Any]) -> Table:
-    table = Table(title=claim["title"], title_justify="left")
-    table.add_column("")
-    for task in claim["tasks"]:
-        table.add_column(task, justify="right")
-    for arm in claim["arms"]:
-        table.add_row(arm, *(spread(results, arm, task, told["metric"]) for task, told in claim["tasks"].items()))
-    table.add_section()
-    for arm, row in claim["reported"]["rows"].items():
-        table.add_row(f"paper: {arm}", *(str(row.get(task, "")) for task in claim["tasks"]))
-    return table
-
-
-def _task_changes(claim: Config, arm: str, seed: int, source: str) -> Config:
-    """Return what makes a task's experiment fine-tune the network of an arm."""
-    told = claim["arms"][arm]
-    own = {"seed_everything": seed if told.get("seeded", True) else 0, "data.source": source}
+def results_of(
+    file: ClaimFile, cells: list[Cell], values: dict[str, claims.Runs], verdicts: dict[str, claims.Verdict]
+) -> Config:
+    """Return what ``results.json`` holds: all values, the run of each, the verdicts, and what they rest on."""
+    done = [cell for cell in cells if cell.stage.record is not None]
+    if not done:
+        raise UserError("Every run failed: there is nothing to judge.")
+    last = done[-1].stage.record
     return {
-        "data.source": source,
-        "seed_everything": seed,
-        "model.student.experiment": told["experiment"],
-        "model.student.set": own | _of_stage(claim.get("overrides") or {}, told["experiment"]),
+        "source": file.source,
+        "seeds": file.seeds,
+        "values": values,
+        "runs": {
+            f"{cell.pairs}/{cell.arm}/{cell.task}/{cell.pair}/{cell.trial}": f"{cell.stage.name}/{cell.stage.folder.name}"
+            for cell in done
+        },
+        "claims": {
+            name: {
+                "answer": str(verdict.answer),
+                "says": file.claims[name].says,
+                "expect": file.claims[name].expect.text,
+                "evidence": verdict.evidence,
+                "notes": list(verdict.notes),
+            }
+            for name, verdict in verdicts.items()
+        },
+        "hardware": last["hardware"],
+        "versions": last["versions"],
+        "hours": round(sum({c.stage.folder: c.stage.record["seconds"] for c in done}.values()) / 3600, 2),
     }
 
 
-def _of_stage(common: Config, file: str) -> Config:
+def _trials(file: ClaimFile, arm: Arm, cell: Cell, changes: Config) -> Iterator[Cell]:
+    seed = int(cell.pair) if cell.pairs == "seeds" else 0
+    for trial, told in enumerate(arm.best.of if arm.best else ({},)):
+        stage = _stage(file, arm, arm.experiment, _own(file, arm, seed) | changes | told, seed)
+        yield dataclasses.replace(cell, trial=trial, stage=stage)
+
+
+def _own(file: ClaimFile, arm: Arm, seed: int) -> Config:
+    """Return the changes that make an arm's experiment its own run with a seed."""
+    own = {"data.source": arm.source or file.source, "seed_everything": 0 if arm.seeds == "none" else seed}
+    return own | arm.set
+
+
+def _on_task(file: ClaimFile, name: str, task: Task, seed: int, alone: bool = False) -> Config:
+    """Return what makes a task's experiment fine-tune the network of an arm, compared with those of its teachers."""
+    arm = file.arms[name]
+    changes = {
+        "data.source": task.source or arm.source or file.source,
+        "seed_everything": seed,
+        "model.student.experiment": arm.experiment,
+        "model.student.set": _own(file, arm, seed) | _of_stem(_common(file, arm), arm.experiment),
+    }
+    references = {
+        teacher: {
+            "class_path": "FromRun",
+            "init_args": {
+                "experiment": task.experiment,
+                "set": _on_task(file, teacher, task, seed, alone=True)
+                | _of_stem(_common(file, file.arms[teacher]), task.experiment),
+            },
+        }
+        for teacher in (() if alone else arm.teachers)
+        if not task.arms or teacher in task.arms
+    }
+    return changes | task.set | ({"model.references": references} if references else {})
+
+
+def _stage(file: ClaimFile, arm: Arm, path: str, changes: Config, seed: int = 0) -> Stage:
+    """Plan an experiment with changes; the stages of the file and of the arm reach every stage by the stem of its file."""
+    common = _common(file, arm)
+    if arm.seeds == "chain":
+        stems = {each.stem for each in Path("experiments").rglob("*.yaml")}
+        common = {stem: {"seed_everything": seed, **common.get(stem, {})} for stem in stems}
+    asked = experiment.read(path, overrides=[*_of_stem(common, path).items(), *changes.items()])
+    config = experiment.merge(asked.config, {"stages": common}) if common else asked.config
+    return chain.plan(experiment.Experiment(asked.name, asked.root, config))
+
+
+def _common(file: ClaimFile, arm: Arm) -> Config:
+    stems = file.stages.keys() | arm.stages.keys()
+    return {stem: file.stages.get(stem, {}) | arm.stages.get(stem, {}) for stem in sorted(stems)}
+
+
+def _of_stem(common: Config, file: str) -> Config:
     return common.get(Path(file).stem, {})
 
 
-def _stage(file: str, changes: Config, common: Config) -> Stage:
-    """Plan an experiment with changes; ``common`` reaches it and every stage below it by the stem of their files."""
-    asked = experiment.read(file, overrides=[*_of_stage(common, file).items(), *changes.items()])
-    config = experiment.merge(asked.config, {"stages": common}) if common else asked.config
-    return chain.plan(experiment.Experiment(asked.name, asked.root, config))
+def _arms_over(file: ClaimFile, kind: str) -> Iterator[str]:
+    for told in [*file.claims.values(), *file.report.values()]:
+        if told.pairs == kind:
+            yield from (each.arm for each in (told.expect if isinstance(told, claims.Claim) else told.value).references)
+
+
+def _own_chain(stage: Stage) -> Iterator[Stage]:
+    """Yield a run and those that its student comes from; its teachers cost their own."""
+    yield stage
+    if (parent := stage.parents.get("model.student")) is not None:
+        yield from _own_chain(parent)
