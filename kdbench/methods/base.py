@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.targets import TargetFile
+from kdbench.data.target_file import TargetFile
 from kdbench.errors import UserError, nearest
 from kdbench.methods.objective import Batch, Match, Objective, Term, Values
 from kdbench.methods.optimizers import LinearDecay, Schedule, parameter_groups

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.targets import Column, Row, TargetFile, names_of
+from kdbench.data.target_file import TargetFile
+from kdbench.data.targets import Column, Row, names_of
 from kdbench.losses.top_k import TopK, top_k
 from kdbench.methods.objective import Batch
 from kdbench.models.head_rows import HeadRows, has_row_head

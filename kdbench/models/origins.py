@@ -2,7 +2,6 @@
 
 import abc
 import contextlib
-import dataclasses
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,15 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdbench.errors import UserError, nearest
-from kdbench.models.surgery import Surgery
-
-
-@dataclasses.dataclass
-class Facts:
-    """What the data know and a network has to fit: the vocabulary, and the label names in the order of their numbers."""
-
-    tokenizer: PreTrainedTokenizerBase | None = None
-    labels: list[str] | None = None
+from kdbench.models.surgery import Facts, Surgery
 
 
 class Origin(abc.ABC):
@@ -228,7 +219,7 @@ class FromTargets(Origin):
     """A teacher that is a file of what it said, and no network: it can be learnt from, not compared with.
 
     Args:
-        file: a safetensors file with the targets of every training row (:class:`~kdbench.data.targets.TargetFile`).
+        file: a safetensors file with the targets of every training row (:class:`~kdbench.data.target_file.TargetFile`).
     """
 
     def __init__(self, file: str) -> None:

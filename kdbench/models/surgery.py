@@ -2,24 +2,30 @@
 
 import abc
 import copy
-from typing import TYPE_CHECKING, Literal
+import dataclasses
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdbench.errors import UserError
 from kdbench.models.layers import LayerKind, layer_map, transformer_blocks
 
-if TYPE_CHECKING:
-    from kdbench.models.origins import Facts
+
+@dataclasses.dataclass
+class Facts:
+    """What the data know and a network has to fit: the vocabulary, and the label names in the order of their numbers."""
+
+    tokenizer: PreTrainedTokenizerBase | None = None
+    labels: list[str] | None = None
 
 
 class Surgery(abc.ABC):
     """From network to network."""
 
     @abc.abstractmethod
-    def __call__(self, network: nn.Module, facts: "Facts") -> nn.Module:
+    def __call__(self, network: nn.Module, facts: Facts) -> nn.Module:
         """Return the changed network; ``facts`` are what the data know."""
 
 
@@ -53,7 +59,7 @@ class CopyLayers(Surgery):
             raise UserError(f"CopyLayers has no layout '{layout}': take 'same' or 'distilbert'.")
         self.layers, self.count, self.kind, self.layout = layers, count, kind, layout
 
-    def __call__(self, network: nn.Module, facts: "Facts") -> nn.Module:
+    def __call__(self, network: nn.Module, facts: Facts) -> nn.Module:
         """Return the network of the chosen layers."""
         if not isinstance(network, PreTrainedModel):
             raise UserError(f"CopyLayers needs a transformers model, and {type(network).__name__} is none.")
@@ -83,7 +89,7 @@ class CopyLayers(Surgery):
 class RandomWeights(Surgery):
     """The same architecture with fresh random weights: the arm without the teacher's initialisation."""
 
-    def __call__(self, network: nn.Module, facts: "Facts") -> nn.Module:
+    def __call__(self, network: nn.Module, facts: Facts) -> nn.Module:
         """Return a new network of the same class and config."""
         if not isinstance(network, PreTrainedModel):
             raise UserError(f"RandomWeights needs a transformers model, and {type(network).__name__} is none.")
@@ -109,7 +115,7 @@ class AddHead(Surgery):
             raise UserError("AddHead: the similarity head is a mean and has no dropout; leave 'dropout' out.")
         self.task, self.dropout = task, dropout
 
-    def __call__(self, network: nn.Module, facts: "Facts") -> nn.Module:
+    def __call__(self, network: nn.Module, facts: Facts) -> nn.Module:
         """Return the network with the new head."""
         if not isinstance(network, PreTrainedModel):
             raise UserError(f"AddHead needs a transformers model, and {type(network).__name__} is none.")

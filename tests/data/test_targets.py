@@ -14,11 +14,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save
 
 from kdbench.data import targets
-from kdbench.data.targets import Column, TargetFile, names_of
-from kdbench.errors import UserError
+from kdbench.data.targets import Column, names_of
 
 ROOT = Path(__file__).parent.parent.parent
 PYTHON = [sys.executable, "-c"]
@@ -272,29 +270,3 @@ def test_a_full_disk_ends_the_keeping_not_the_run(tmp_path):
         assert not [path for path in store.folder.iterdir() if "safetensors." in path.name], "no litter"
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
-
-
-def test_a_file_of_targets_by_row_and_draw(tmp_path):
-    path = tmp_path / "targets.safetensors"
-    tokens = [torch.arange(2.0 * n).reshape(n, 2) for n in (3, 1, 2)]
-    classes = [torch.tensor([float(n), 0.0]) for n in range(3)]
-    targets.write_targets(path, [7, 7, 9], {"hidden": tokens, "logits": classes}, draws=[0, 1, 0])
-    file = TargetFile(path)
-    second, first = file.read("hidden", [9, 7], [0, 0])
-    assert torch.equal(first["values"], tokens[0])
-    assert torch.equal(second["values"], tokens[2])
-    (row,) = file.read("logits", [7], [1])
-    assert row["values"].tolist() == [[1.0, 0.0]]
-    with pytest.raises(UserError, match="no target for row 9, version 1"):
-        file.read("logits", [9], [1])
-    with pytest.raises(UserError, match=r"no targets 'logit'\. Did you mean 'logits'"):
-        file.read("logit", [7], [0])
-    targets.write_targets(path, [3], {"logits": classes[:1]})
-    assert TargetFile(path).read("logits", [3, 3], [0, 5]), "without draws they are of all versions"
-
-
-def test_a_file_that_holds_no_targets_is_one_sentence(tmp_path):
-    for content in (b"", b"text", save({"logits": torch.ones(2)})):
-        (tmp_path / "x").write_bytes(content)
-        with pytest.raises(UserError, match="is no file of targets"):
-            TargetFile(tmp_path / "x")

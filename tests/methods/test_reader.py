@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
-from kdbench.data.targets import Column, TargetFile, write_targets
+from kdbench.data.target_file import TargetFile, write_targets
+from kdbench.data.targets import Column
 from kdbench.losses.top_k import TopK, top_k
 from kdbench.methods.reader import FileReader, Reader, StoredReader, taps_by_role
 

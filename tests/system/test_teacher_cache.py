@@ -11,7 +11,7 @@ import torch
 
 from kdbench import cli
 from kdbench.data.registry import load
-from kdbench.data.targets import write_targets
+from kdbench.data.target_file import write_targets
 from kdbench.suite import cache, chain, experiment, fit, runs
 
 ROOT = Path(__file__).parent.parent.parent
