@@ -82,6 +82,8 @@ class TeacherCache(pl.Callback):
                 found = StoredReader(build, taps, views, columns, DTYPES[self.dtype], short)
                 self.readers[name] = found
                 return found
+            for column in columns.values():
+                column.release()
             self.reason = (
                 f"no row comes twice in {epochs:.1f} epochs with {draws} versions of each row "
                 "(--cache on keeps them for other runs)"

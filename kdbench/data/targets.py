@@ -10,6 +10,7 @@ its column's key. So any number of processes read and write at once without a lo
 foreign is found out when it is first read, removed, and its rows are computed again.
 """
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -74,6 +75,7 @@ class Column:
         text = json.dumps(decides, sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()[:20]
         self.home, self.folder, self.limit = home, home / self.key, limit
+        self._card = json.dumps({**about, "decides": decides}, indent=1) + "\n"
         self.closed: str | None = None
         """Why nothing more is kept, when something went wrong."""
         self._blocks: dict[str, _Block] = {}
@@ -81,12 +83,8 @@ class Column:
         self._waiting: dict[bytes, Row] = {}
         self._waiting_bytes = 0
         self._lock: IO[bytes] | None = None
-        try:
-            write_text(self.folder / CARD, json.dumps({**about, "decides": decides}, indent=1) + "\n")
-            self._lock = (self.folder / ".lock").open("wb")
-            fcntl.flock(self._lock, fcntl.LOCK_SH)  # shared by all users; who prunes wants it alone
-        except OSError as error:
-            self._close(error)
+        if self.folder.is_dir():
+            self._enter()
         self.refresh()
 
     def __len__(self) -> int:
@@ -147,6 +145,7 @@ class Column:
         if not keys or self.closed is not None:
             return
         content = _encode(self.key, keys, [waiting[key] for key in keys])
+        self._enter()
         try:
             self._make_room(len(content))
             with whole_file(self.folder / f"{hashlib.sha256(content).hexdigest()[:32]}.safetensors") as file:
@@ -161,6 +160,17 @@ class Column:
             self._lock.close()
             self._lock = None
 
+    def _enter(self) -> None:
+        """Say that the column is used; whoever prunes waits for none of its users."""
+        if self._lock is not None or self.closed is not None:
+            return
+        try:
+            write_text(self.folder / CARD, self._card)
+            self._lock = (self.folder / ".lock").open("wb")
+            fcntl.flock(self._lock, fcntl.LOCK_SH)  # shared by all users; who prunes wants it alone
+        except OSError as error:
+            self._close(error)
+
     def _make_room(self, needed: int) -> None:
         excess = sum(each.bytes for each in columns(self.home)) + needed - self.limit
         if excess > 0 and prune(self.home, excess, spare=self.key) < excess:
@@ -174,7 +184,8 @@ class Column:
 
     def _discard(self, name: str) -> None:
         block = self._blocks.pop(name)
-        block.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a store that may only be read keeps it; nobody believes it
+            block.path.unlink(missing_ok=True)
         log.warning(
             "The block '%s' of teacher targets is damaged: it is removed, its rows are computed anew.", block.path
         )

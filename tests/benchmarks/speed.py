@@ -21,7 +21,7 @@ from tests.benchmarks import peers
 
 ROOT = Path(__file__).parent.parent.parent
 VARIANTS = {
-    "classification": ["plain", *peers.PEERS, "kdbench", "grouped", "cached", "both"],
+    "classification": ["plain", *peers.PEERS, "kdbench", "grouped", "cached", "cached by an earlier run", "both"],
     "masked": ["plain", "kdbench", "grouped", "packed", "cached, top 64", "both, top 64"],
     "tiny": ["plain", *peers.PEERS, "kdbench", "kdbench, logging each step"],
 }
@@ -60,10 +60,12 @@ def measured(folder: Path, job: str, rounds: int) -> Told:
     jobs.prepare(folder, kind, tiny=job == "tiny")
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "BENCHMARK_ROWS": str(ROWS[job])}
     told: Told = {variant: [] for variant in VARIANTS[job]}
-    for _ in range(rounds):
+    for each in range(rounds):
         for variant, runs in told.items():
             command = [sys.executable, "-m", "tests.benchmarks.job", str(folder), kind, variant]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+            done = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, env=environment | {"BENCHMARK_ROUND": str(each)}
+            )
             if done.returncode:
                 sys.exit(done.stderr)
             runs.append(json.loads(done.stdout.splitlines()[-1]))

@@ -86,6 +86,8 @@ def test_another_key_is_another_folder(tmp_path):
     fill(column(tmp_path), [1])
     other = column(tmp_path, {**KEY, "teacher": "other weights"})
     assert other.read(names(1)) == [None]
+    assert len(targets.columns(tmp_path)) == 1, "a column that holds nothing takes no room"
+    fill(other, [1])
     assert len(targets.columns(tmp_path)) == 2
 
 
