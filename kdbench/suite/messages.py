@@ -124,6 +124,7 @@ def _expected(lines: list[str], given: str) -> tuple[str, str]:
         else:
             name = re.sub(r"<class '(.+)'>", r"\1", kind)
             kinds.append(_KINDS.get(name, name))
+    kinds.sort()  # typing keeps one object for a union in whichever order it was written first
     if words:
         kinds.append(f"one of {', '.join(dict.fromkeys(words))}")
     return " or ".join(dict.fromkeys(kinds)), nearest(given, words)

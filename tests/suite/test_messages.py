@@ -36,7 +36,7 @@ FAULTS = {
     "--data.batch_size many": "data.batch_size: expected a whole number, got 'many'.",
     "--data.batch_size 0": "data: a batch has at least one row, got batch_size 0 and 64.",
     "--trainer.max_steps few": "trainer.max_steps: expected a whole number, got 'few'.",
-    "--trainer.gradient_clip_val much": ("trainer.gradient_clip_val: expected a whole number or a number, got 'much'."),
+    "--trainer.gradient_clip_val much": ("trainer.gradient_clip_val: expected a number or a whole number, got 'much'."),
     "--trainer.devices 0": (
         "trainer: `Trainer(devices=0)` value is not a valid input using cpu accelerator. "
         "Change the settings under 'trainer:'."
