@@ -20,7 +20,7 @@ FAULTS = {
     ),
     "--model.objective.soft.wieght 3": "model.objective.soft: there is no key 'wieght'. Did you mean 'weight'?",
     "--model.objective.soft.weight heavy": "model.objective.soft.weight: expected a number, got 'heavy'.",
-    "--model.objective.soft.teacher 5": "model.objective.soft.teacher: expected a text or a list, got '5'.",
+    "--model.objective.soft.teacher 5": "model.objective.soft.teacher: expected a list or a text, got '5'.",
     "--model.objective.soft.teacher casd.logits": (
         "a term reads the teacher 'casd', and there is none. Did you mean 'cased'?"
     ),
