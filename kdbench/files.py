@@ -1,6 +1,8 @@
-"""Files that are written whole or not at all."""
+"""Files: written whole or not at all, and known by their content."""
 
 import contextlib
+import functools
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -32,3 +34,15 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with whole_file(path) as file:
         file.write(text.encode())
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hex; the bytes are read again only when its time or size has changed."""
+    state = path.stat()
+    return _digest_of(path.absolute(), state.st_mtime_ns, state.st_size)
+
+
+@functools.cache
+def _digest_of(path: Path, modified: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

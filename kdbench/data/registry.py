@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdbench.errors import UserError, nearest
+from kdbench.files import file_digest
 
 SPLITS = ("train", "validation", "test")
 SOURCES = ("embedded", "local", "hub")
@@ -98,7 +99,7 @@ def fingerprint(name: str, source: str) -> str:
         content = _embedded_hash(name)
     elif source == "local":
         paths = [local_file(_folder(card), each) for each in card.files]
-        content = " ".join(_file_hash(path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
+        content = " ".join(file_digest(path) for path in paths)
     else:
         content = " ".join(card.hub)
     return hashlib.sha256(f"{name} {source} {content}".encode()).hexdigest()[:16]
@@ -145,13 +146,6 @@ def _folder(card: Card) -> Path:
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}: set {FOLDER} to the folder that holds '{card.local}'.")
     return folder
-
-
-@functools.cache
-def _file_hash(path: Path, modified: int, size: int) -> str:
-    """Return the hash of a file's bytes; read again only when its time or size has changed."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sources(embedded: str, readers: str) -> dict[str, str]:

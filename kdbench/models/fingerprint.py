@@ -1,12 +1,11 @@
 """Which network it is, told by its content: equal digests mean equal outputs."""
 
-import functools
 import hashlib
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from kdbench.files import file_digest
 from kdbench.models.origins import FromFolder, FromRun, Origin
 
 FILES = ("*.safetensors", "*.json")
@@ -22,8 +21,7 @@ def origin_digest(origin: Origin) -> str | None:
         return None
     digest = hashlib.sha256(str(getattr(origin, "architecture", None)).encode())
     for path in sorted(each for pattern in FILES for each in origin.path().glob(pattern)):
-        state = path.stat()
-        digest.update(f"{path.name} {_file_digest(path.absolute(), state.st_mtime_ns, state.st_size)}".encode())
+        digest.update(f"{path.name} {file_digest(path)}".encode())
     return digest.hexdigest()
 
 
@@ -34,10 +32,3 @@ def network_digest(network: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-@functools.cache
-def _file_digest(path: Path, modified: int, size: int) -> str:
-    """Return the hash of a file's bytes; read again when its time or size has changed."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,6 +8,7 @@ from typing import Any
 
 from kdbench.data import registry
 from kdbench.errors import UserError
+from kdbench.files import file_digest
 from kdbench.suite import catalogue, experiment, runs
 from kdbench.suite.experiment import Config, Experiment
 
@@ -139,12 +140,19 @@ def _identity(name: str, config: Config, parents: dict[str, Stage]) -> Config:
         if node["class_path"] == FROM_RUN:
             node["init_args"].pop("run", None)
         if node["class_path"] == FROM_TARGETS:
-            node["init_args"]["file"] = runs.file_digest(Path(node["init_args"]["file"]))
+            node["init_args"]["file"] = _content(Path(node["init_args"]["file"]))
         node["class_path"] = catalogue.short(node["class_path"])
     data = arguments(config.get("data"))
     content = registry.fingerprint(data["dataset"], data.get("source", "embedded")) if "dataset" in data else None
     made_from = {place: stage.id for place, stage in parents.items() if not _is_idle(place)}
     return {"name": name, "config": kept, "data": content, "parents": made_from}
+
+
+def _content(file: Path) -> str:
+    try:
+        return file_digest(file)
+    except OSError as error:
+        raise UserError(f"The file '{file}' cannot be read: {error.strerror}.") from None
 
 
 def _is_idle(place: str) -> bool:

@@ -44,15 +44,6 @@ def digest(value: Any, length: int = 10) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes; raise :class:`UserError` where there is none."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"The file '{path}' cannot be read: {error.strerror}.") from None
-
-
 def read_record(folder: Path) -> dict[str, Any] | None:
     """Return the record of a finished run, or None when the run is unfinished or absent."""
     try:
