@@ -72,6 +72,8 @@ class TeacherCache(pl.Callback):
         draws = module.data.draws
         if self.mode == "off":
             self.reason = "it is switched off"
+        elif type(module).prepare is not Distillation.prepare:
+            self.reason = "the step changes its batches, so what was looked up before would belong to others"
         elif draws is None:
             self.reason = "each epoch draws its rows anew without end (data.draws makes a finite pool)"
         else:

@@ -55,9 +55,11 @@ def _teachers(folder: Path) -> dict[str, Path]:
     found = {}
     for name, node in teachers.items():
         given = node["init_args"]
-        path = Path(given["run"]) / given.get("file", "student") if "run" in given else Path(given.get("folder", ""))
-        if path.is_dir():
-            found[name] = path
+        if "run" in given:
+            found[name] = Path(given["run"]) / given.get("file", "student")
+        elif "folder" in given:  # a hub id or a file of targets is no folder
+            found[name] = FromFolder(folder=given["folder"]).path()
+    found = {name: path for name, path in found.items() if path.is_dir()}
     if not found:
         raise UserError(f"The run '{folder}' has no teacher in a folder of this machine to be compared with.")
     return found

@@ -12,6 +12,7 @@ import torch
 from kdbench import cli
 from kdbench.data.registry import load
 from kdbench.data.target_file import write_targets
+from kdbench.methods.ensemble import EnsembleDistillation
 from kdbench.suite import cache, chain, experiment, fit, runs
 
 ROOT = Path(__file__).parent.parent.parent
@@ -121,6 +122,19 @@ def test_a_replaced_teacher_is_another_teacher(store):
 def test_other_data_are_other_rows(store):
     _, told = run("--data.max_length", "10")
     assert told["rows_computed"] == 2 * 2000
+
+
+class Shuffling(EnsembleDistillation):
+    """A family that changes its batches in the step."""
+
+    def prepare(self, batch):
+        return batch | {"inputs": {name: value.flip(0) for name, value in batch["inputs"].items()}}
+
+
+def test_batches_that_the_step_changes_are_never_looked_up(store):
+    _, told = run("--model.class_path", f"{__name__}.Shuffling", "--trainer.max_steps", "2")
+    assert "changes its batches" in told["off"]
+    assert "rows_read" not in told
 
 
 def test_without_end_nothing_comes_back(store):
