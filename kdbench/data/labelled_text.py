@@ -49,6 +49,7 @@ class TextClassification(LabelledText):
         eval_batch_size: see :class:`TextData`.
         num_workers: see :class:`TextData`.
         deal: see :class:`TextData`.
+        train_rows: see :class:`TextData`.
     """
 
     task = "classification"
@@ -67,9 +68,19 @@ class TextClassification(LabelledText):
         eval_batch_size: int = 64,
         num_workers: int = 0,
         deal: Deal = "snake",
+        train_rows: int | None = None,
     ) -> None:
         super().__init__(
-            dataset, source, batch_size, max_length, tokenizer, group_by_length, eval_batch_size, num_workers, deal
+            dataset,
+            source,
+            batch_size,
+            max_length,
+            tokenizer,
+            group_by_length,
+            eval_batch_size,
+            num_workers,
+            deal,
+            train_rows,
         )
         self.label, self.classes = label, classes
         self.fields = [text] if isinstance(text, str) else list(text)
@@ -124,6 +135,7 @@ class TokenTagging(LabelledText):
         eval_batch_size: see :class:`TextData`.
         num_workers: see :class:`TextData`.
         deal: see :class:`TextData`.
+        train_rows: see :class:`TextData`.
     """
 
     task = "tagging"
@@ -140,9 +152,19 @@ class TokenTagging(LabelledText):
         eval_batch_size: int = 64,
         num_workers: int = 0,
         deal: Deal = "snake",
+        train_rows: int | None = None,
     ) -> None:
         super().__init__(
-            dataset, source, batch_size, max_length, tokenizer, group_by_length, eval_batch_size, num_workers, deal
+            dataset,
+            source,
+            batch_size,
+            max_length,
+            tokenizer,
+            group_by_length,
+            eval_batch_size,
+            num_workers,
+            deal,
+            train_rows,
         )
         self.label = label
 
@@ -204,6 +226,7 @@ class TextSimilarity(LabelledText):
         eval_batch_size: see :class:`TextData`.
         num_workers: see :class:`TextData`.
         deal: see :class:`TextData`.
+        train_rows: see :class:`TextData`.
     """
 
     task = "similarity"
@@ -222,9 +245,19 @@ class TextSimilarity(LabelledText):
         eval_batch_size: int = 64,
         num_workers: int = 0,
         deal: Deal = "snake",
+        train_rows: int | None = None,
     ) -> None:
         super().__init__(
-            dataset, source, batch_size, max_length, tokenizer, group_by_length, eval_batch_size, num_workers, deal
+            dataset,
+            source,
+            batch_size,
+            max_length,
+            tokenizer,
+            group_by_length,
+            eval_batch_size,
+            num_workers,
+            deal,
+            train_rows,
         )
         self.fields = {"first": first, "second": second}
         self.score = score

@@ -36,6 +36,7 @@ class MaskedLanguageModeling(TextData):
         eval_batch_size: see :class:`TextData`.
         num_workers: see :class:`TextData`.
         deal: see :class:`TextData`.
+        train_rows: see :class:`TextData`.
     """
 
     task = "masked_language"
@@ -55,9 +56,19 @@ class MaskedLanguageModeling(TextData):
         eval_batch_size: int = 64,
         num_workers: int = 0,
         deal: Deal = "snake",
+        train_rows: int | None = None,
     ) -> None:
         super().__init__(
-            dataset, source, batch_size, max_length, tokenizer, group_by_length, eval_batch_size, num_workers, deal
+            dataset,
+            source,
+            batch_size,
+            max_length,
+            tokenizer,
+            group_by_length,
+            eval_batch_size,
+            num_workers,
+            deal,
+            train_rows,
         )
         if not 0 < rate < 1:
             raise ValueError(f"rate is the share of masked tokens in (0, 1), got {rate}")

@@ -47,6 +47,7 @@ class TextData(pl.LightningDataModule):
         num_workers: processes that make batches; 0 makes them in the training process.
         deal: how the rows of a global batch are dealt to several devices (:class:`GroupedBatches`), so that all have equal
             work; where a loss compares rows, they are dealt as they come.
+        train_rows: learn from the first so many training rows alone; vocabulary and word counts are still those of all.
     """
 
     task: ClassVar[str]
@@ -64,10 +65,13 @@ class TextData(pl.LightningDataModule):
         eval_batch_size: int = 64,
         num_workers: int = 0,
         deal: Deal = "snake",
+        train_rows: int | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or eval_batch_size < 1:
             raise ValueError(f"a batch has at least one row, got batch_size {batch_size} and {eval_batch_size}")
+        if train_rows is not None and train_rows < 1:
+            raise ValueError(f"train_rows is at least 1, got {train_rows}")
         if max_length < 4:
             raise ValueError(f"max_length leaves no room for a text: {max_length}")
         self.dataset, self.source = dataset, source
@@ -76,6 +80,7 @@ class TextData(pl.LightningDataModule):
         self.tokenizer = tokenizer
         self.group_by_length = group_by_length
         self.num_workers, self.deal = num_workers, deal
+        self.train_rows = train_rows
         self.labels: list[str] | None = None
         self.views: dict[str, str] = {}
         self.tokenizers: dict[str, PreTrainedTokenizerBase] = {}
@@ -111,7 +116,8 @@ class TextData(pl.LightningDataModule):
             self._settle_tokenizers()
         for split in SPLITS_OF[stage]:
             if split not in self.items:
-                self.items[split] = [item | {"id": place} for place, item in enumerate(self.encode(self.rows[split]))]
+                rows = self.rows[split][: self.train_rows] if split == "train" else self.rows[split]
+                self.items[split] = [item | {"id": place} for place, item in enumerate(self.encode(rows))]
                 if not self.items[split]:
                     raise UserError(f"The split '{split}' of '{self.dataset}' has no row left to use.")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdbench.data.target_file import TargetFile
 from kdbench.errors import UserError, nearest
 from kdbench.methods.objective import Batch, Match, Objective, Term, Values
-from kdbench.methods.optimizers import LinearDecay, Schedule, parameter_groups
+from kdbench.methods.optimizers import LinearDecay, Schedule, parameter_groups, train_only
 from kdbench.methods.reader import FileReader, Reader, StoredReader
 from kdbench.methods.tasks import TASKS
 from kdbench.models.origins import Facts, FromFolder, FromTargets, Origin
@@ -46,6 +46,7 @@ class Distillation(pl.LightningModule):
         weight_decay: of weights; biases and norms have none.
         unpad: run student and teachers on real tokens alone (BERT and its kin with a head for each token). The outputs are
             the same; it pays where the texts of a batch differ in length: on a GPU, or without batches of like length.
+        train: patterns (``classifier.*``) of the student's parameters that are trained, the rest is frozen; default: all.
     """
 
     def __init__(
@@ -58,9 +59,10 @@ class Distillation(pl.LightningModule):
         schedule: Schedule | None = None,
         weight_decay: float = 0.0,
         unpad: bool = False,
+        train: list[str] | None = None,
     ) -> None:
         super().__init__()
-        self.unpad = unpad
+        self.unpad, self.trained = unpad, train
         references = {name: _origin(each) for name, each in (references or {}).items()}
         self.origins: dict[str, Origin] = {"student": student, **(teachers or {}), **references}
         self.teacher_names = list(teachers or {})
@@ -154,6 +156,8 @@ class Distillation(pl.LightningModule):
         if self.objective is None:
             self.objective = Objective(self.task.objective())
         self.student = self._build("student")
+        if self.trained is not None:
+            train_only(self.student, self.trained)
         self.objective.matches = self.matches()
         taps, labelled = self.objective.student_taps(), self.objective.labelled_only("logits")
         self._student_reader = Reader(self.student, taps, self._views("student"), labelled, self.unpad)
@@ -311,6 +315,7 @@ class Distillation(pl.LightningModule):
         outputs = {name: self._score_reader(name)(batch) for name in self.compared_names}
         for name, values in outputs.items():
             self._score(name, values, batch)
+        self._keep_items(outputs["student"], batch)
         for name, metrics in self.loyalties.items():
             ours, theirs = self.compared(name, outputs["student"], outputs[name], batch)
             for metric in metrics.values():
@@ -322,6 +327,22 @@ class Distillation(pl.LightningModule):
         """Return the predictions of the student and of another network for the same things, row by row."""
         mine = self.task.predictions(student, batch, self.data.views["student"])
         return mine, self.task.predictions(other, batch, self.data.views[name])
+
+    def _keep_items(self, outputs: dict[str, Tensor], batch: Batch) -> None:
+        view = self.data.views["student"]
+        predictions, targets = self.task.predictions(outputs, batch, view), self.task.targets(batch, view)
+        found = self.task.items(predictions, targets, len(batch["id"]))
+        if found:
+            columns = {"id": batch["id"], **found}
+            self.items += [
+                dict(zip(columns, row, strict=True))
+                for row in zip(*(each.tolist() for each in columns.values()), strict=True)
+            ]
+
+    def on_test_epoch_start(self) -> None:
+        """Begin a new table of rows."""
+        self.items: list[dict[str, float]] = []
+        """What the test said of each row of this rank: ``{"id", ...}``."""
 
     def on_test_epoch_end(self) -> None:
         """Log scores and loyalties, each over the whole split."""

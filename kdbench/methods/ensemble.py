@@ -44,6 +44,7 @@ class EnsembleDistillation(Distillation):
         schedule: see :class:`Distillation`.
         weight_decay: see :class:`Distillation`.
         unpad: see :class:`Distillation`.
+        train: see :class:`Distillation`.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class EnsembleDistillation(Distillation):
         schedule: Schedule | None = None,
         weight_decay: float = 0.0,
         unpad: bool = False,
+        train: list[str] | None = None,
     ) -> None:
-        super().__init__(student, objective, teachers, references, optimizer, schedule, weight_decay, unpad)
+        super().__init__(student, objective, teachers, references, optimizer, schedule, weight_decay, unpad, train)
         self.align = align or {}
         for name in self.align:
             if name not in teachers:

@@ -23,6 +23,7 @@ class LogitDistillation(Distillation):
         schedule: see :class:`Distillation`.
         weight_decay: see :class:`Distillation`.
         unpad: see :class:`Distillation`.
+        train: see :class:`Distillation`.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class LogitDistillation(Distillation):
         schedule: Schedule | None = None,
         weight_decay: float = 0.0,
         unpad: bool = False,
+        train: list[str] | None = None,
     ) -> None:
         if not 0 <= soft_weight <= 1:
             raise ValueError(f"soft_weight is a share in [0, 1], got {soft_weight}")
@@ -46,4 +48,6 @@ class LogitDistillation(Distillation):
             "hard": Term(CrossEntropy(), 1 - soft_weight, labels=labels),
         }
         terms = {name: term for name, term in (terms | (objective or {})).items() if term.weight}
-        super().__init__(student, terms, {"teacher": teacher}, references, optimizer, schedule, weight_decay, unpad)
+        super().__init__(
+            student, terms, {"teacher": teacher}, references, optimizer, schedule, weight_decay, unpad, train
+        )

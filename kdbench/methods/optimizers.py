@@ -1,9 +1,12 @@
-"""Parameter groups and learning-rate schedules."""
+"""What is trained, parameter groups and learning-rate schedules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+
+from kdbench.errors import UserError, nearest
 
 
 class Schedule:
@@ -55,3 +58,17 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
             (decayed if parameter.ndim > 1 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def train_only(network: nn.Module, patterns: Sequence[str]) -> None:
+    """Freeze every parameter of a network whose name fits none of the patterns (``classifier.*``).
+
+    Raises:
+        UserError: a pattern fits no parameter.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"model.train: no parameter of the student is named '{pattern}'.{nearest(pattern, names)}")
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))

@@ -21,6 +21,7 @@ class Supervised(Distillation):
         schedule: see :class:`Distillation`.
         weight_decay: see :class:`Distillation`.
         unpad: see :class:`Distillation`.
+        train: see :class:`Distillation`.
     """
 
     def __init__(
@@ -32,5 +33,6 @@ class Supervised(Distillation):
         schedule: Schedule | None = None,
         weight_decay: float = 0.0,
         unpad: bool = False,
+        train: list[str] | None = None,
     ) -> None:
-        super().__init__(student, objective, None, references, optimizer, schedule, weight_decay, unpad)
+        super().__init__(student, objective, None, references, optimizer, schedule, weight_decay, unpad, train)

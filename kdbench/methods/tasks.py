@@ -24,6 +24,8 @@ class Task:
 
     taps: ClassVar[tuple[str, ...]] = ("logits",)
     """What evaluation reads of a network, view included where there are several roles."""
+    chosen_by: ClassVar[tuple[str, str]] = ("accuracy", "highest")
+    """The validation score that chooses the best checkpoint, and whether the highest or the lowest is best."""
 
     def __init__(self, labels: list[str] | None = None) -> None:
         self.labels = labels or []
@@ -52,6 +54,10 @@ class Task:
         """Return the metrics of the task."""
         raise NotImplementedError
 
+    def items(self, predictions: Tensor, targets: tuple[Tensor, ...], rows: int) -> dict[str, Tensor]:
+        """Return values ``[rows]`` of each row of the batch, for claims that pair by rows; by default there are none."""
+        return {}
+
     def loyalties(self) -> dict[str, Metric]:
         """Return the metrics that compare a student's predictions with a teacher's; no label enters."""
         return {
@@ -63,6 +69,8 @@ class Task:
 
 class MaskedLanguage(Task):
     """Masked tokens: accuracy and perplexity over the masked positions of each network's own view."""
+
+    chosen_by = ("cross_entropy", "lowest")
 
     def objective(self) -> dict[str, Term]:
         """Return the cross-entropy of the masked tokens."""
@@ -101,6 +109,12 @@ class Classification(Task):
         """Return the logits ``[B, C]``."""
         return outputs["logits"]
 
+    def items(self, predictions: Tensor, targets: tuple[Tensor, ...], rows: int) -> dict[str, Tensor]:
+        """Return whether each row is right, and its cross-entropy."""
+        (labels,) = targets
+        cross_entropy = torch.nn.functional.cross_entropy(predictions.double(), labels, reduction="none")
+        return {"correct": (predictions.argmax(-1) == labels).double(), "cross_entropy": cross_entropy}
+
     def scores(self) -> dict[str, Metric]:
         """Return accuracy and macro-F1."""
         return {"": ClassificationScore(len(self.labels))}
@@ -108,6 +122,8 @@ class Classification(Task):
 
 class Tagging(Task):
     """One class a word, read at its first piece: corpus-level accuracy and macro-F1; entity F1 for BIO tags."""
+
+    chosen_by = ("macro_f1", "highest")
 
     def predictions(self, outputs: Mapping[str, Tensor], batch: Batch, view: str) -> Tensor:
         """Return the logits at the first piece of every word ``[N, C]``, in the order of the text."""
@@ -120,6 +136,13 @@ class Tagging(Task):
         labels = batch["word_labels"]
         rows, words = torch.nonzero(labels != IGNORED, as_tuple=True)
         return labels[rows, words], rows
+
+    def items(self, predictions: Tensor, targets: tuple[Tensor, ...], rows: int) -> dict[str, Tensor]:
+        """Return the share of right words of each sentence, NaN for one without words."""
+        labels, sentence = targets
+        right = torch.zeros(rows, dtype=torch.float64, device=labels.device)
+        right.index_add_(0, sentence, (predictions.argmax(-1) == labels).double())
+        return {"accuracy": right / torch.bincount(sentence, minlength=rows)}
 
     def scores(self) -> dict[str, Metric]:
         """Return word accuracy and macro-F1, and entity scores when the classes are BIO tags."""
@@ -149,6 +172,7 @@ class Similarity(Task):
     """A real-valued score of a pair, the scaled cosine of two sentence vectors: Pearson, Spearman."""
 
     taps = ("first.embedding", "second.embedding")
+    chosen_by = ("pearson", "highest")
     scale = 5.0
 
     def objective(self) -> dict[str, Term]:
@@ -164,6 +188,11 @@ class Similarity(Task):
         """Return scores ``[B]`` between -scale and scale."""
         left, right = outputs["first.embedding"], outputs["second.embedding"]
         return self.scale * torch.cosine_similarity(left.float(), right.float())
+
+    def items(self, predictions: Tensor, targets: tuple[Tensor, ...], rows: int) -> dict[str, Tensor]:
+        """Return each row's score and its squared error."""
+        (labels,) = targets
+        return {"prediction": predictions.double(), "squared_error": (predictions.double() - labels).square()}
 
     def scores(self) -> dict[str, Metric]:
         """Return Pearson, Spearman and the squared error."""

@@ -17,7 +17,8 @@ from kdbench.suite import cache, chain, experiment, fit, runs
 
 ROOT = Path(__file__).parent.parent.parent
 RUN = [
-    *("--config", "experiments/distilbert_ro/markov.yaml", "--data.batch_size", "256", "--data.draws", "1"),
+    *("--config", "experiments/distilbert_ro/markov.yaml", "--data.train_rows", "2000", "--data.batch_size", "256"),
+    *("--data.draws", "1"),
     *("--trainer.max_steps", "20", "--stages.markov_cased.trainer.max_steps", "3"),
     *("--stages.markov_uncased.trainer.max_steps", "3"),
 ]  # 8 steps an epoch
