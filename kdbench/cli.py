@@ -1,6 +1,7 @@
 """The one door: ``kdbench <verb> ...``. Torch is imported only when a verb needs it."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,16 @@ kdbench: knowledge distillation papers as runnable experiments and checkable cla
   kdbench test      --config FILE ...            score it on its test split, with loyalty to the references
   kdbench predict   --config FILE ...            write its predictions for the test split
   kdbench reproduce PAPER [--seeds N] [--source S]   run every arm of a paper's claim, print its table and the verdicts;
-                                                 --dry-run only counts, --strict exits 3 when a claim is contradicted
+                                                 --jobs N fits N runs at once, --fresh runs all anew, --dry-run only
+                                                 counts, --strict exits 3 when a claim is contradicted
+  kdbench sweep     EXPERIMENT --set key=a,b,c [--set key=log(1e-5,1e-2) --samples N] [--seeds N]   run a grid, or draws;
+                    PAPER                        or without --set all runs of a paper's claim; --jobs N at once here,
+                                                 --slurm as arrays of a cluster, with sbatch's --partition, --time, ...,
+                                                 --nodes N and --gpus-per-node N of a run; --dry-run only shows them
+  kdbench sweep     --status | --retry FOLDER    what has become of a sweep; run again what failed or is missing, or only
+                                                 --index N of it
+  kdbench leaderboard [PAPER ...]                render leaderboards/ from the records; --wandb ENTITY/PROJECT adds those of
+                                                 finished Weights & Biases runs, --leaderboards DIR is another folder
   kdbench cache     --config FILE ...            compute ahead what the teachers of an experiment say; later runs read it
   kdbench cache     list | prune [--keep-gb N]   what is stored of teachers; remove all, or the least recently used
   kdbench list      [papers|data|models|losses|methods|metrics]   what there is
@@ -34,6 +44,7 @@ Options of fit, validate, test and predict:
   --dry-run         print the chain: what is found, what will be fitted, what would be fetched from the hub
   --cache MODE      auto (default), on or off: keep what teachers say, and read it in later epochs and runs
   --fresh           keep the finished run and make a new attempt
+  --prepare         fit only what the experiment is made from, before srun starts the fit itself (slurm/README.md)
   --wandb PROJECT   log to Weights & Biases too (offline without a key)
   --print_config    print the merged config and stop
   --runs FOLDER     where runs lie (default: $KDBENCH_RUNS, else ./runs)
@@ -52,15 +63,21 @@ class Arguments:
     flags: set[str] = field(default_factory=set)
     configs: list[str] = field(default_factory=list)
     overrides: list[tuple[str, Any]] = field(default_factory=list)
+    settings: list[str] = field(default_factory=list)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 2 the user's mistake, 1 a bug."""
     argv = sys.argv[1:] if argv is None else argv
+    if "SLURM_JOB_ID" in os.environ:  # kept from the first moment on for kdbench.callbacks.requeue, else it would kill
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     try:
         run(argv)
     except UserError as error:
-        print(f"kdbench: {error}", file=sys.stderr)
+        from kdbench.suite import runs
+
+        if runs.first_process():  # the other processes of a run make the same mistake
+            print(f"kdbench: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if (why := refused_by_disk(error)) is None:
@@ -92,14 +109,22 @@ def run(argv: list[str]) -> None:
 
 
 def _fit(argv: list[str]) -> None:
-    arguments = parse(argv, {"seed", "wandb", "runs", "cache"}, {"dry-run", "fresh", "print_config", "quiet"})
-    stage = _stage(arguments, fresh="fresh" in arguments.flags)
+    arguments = parse(
+        argv,
+        {"seed", "wandb", "runs", "cache", "plan", "index"},
+        {"dry-run", "fresh", "prepare", "print_config", "quiet"},
+    )
+    planned = "plan" in arguments.options or "index" in arguments.options
+    stage = _planned(arguments) if planned else _stage(arguments, fresh="fresh" in arguments.flags)
     if stage is None:
         return
     from kdbench.suite import report, runs
 
     if "dry-run" in arguments.flags:
         report.show_plan(stage)
+        return
+    if "prepare" in arguments.flags:
+        _fit_parents(stage, "quiet" in arguments.flags)
         return
     found = stage.record is not None
     _prepare_torch()
@@ -108,6 +133,37 @@ def _fit(argv: list[str]) -> None:
     record = fit.fit(stage, wandb=arguments.options.get("wandb"), quiet="quiet" in arguments.flags)
     if runs.first_process():
         report.show_record(record, stage.folder, found)
+
+
+def _planned(arguments: Arguments) -> Any:
+    """Return the planned chain of one entry of a sweep's plan."""
+    from kdbench.suite import plan_file
+
+    if not {"plan", "index"} <= arguments.options.keys():
+        raise UserError("--plan FILE and --index N belong together: N is a line of the plan of a sweep.")
+    if alone := [*arguments.configs, *(key for key, _ in arguments.overrides), *({"seed"} & arguments.options.keys())]:
+        raise UserError(f"An entry of a plan is as it was planned: leave '{alone[0]}' out.")
+    entry = plan_file.entry(Path(arguments.options["plan"]), _whole("index", arguments.options["index"]))
+    return entry.find()
+
+
+def _fit_parents(stage: Any, quiet: bool) -> None:
+    """Fit what a stage is made from, in this process alone, whatever Slurm started beside it."""
+    from kdbench.suite import runs
+
+    if not runs.first_process():
+        return
+    missing = {each.folder for each in stage.walk() if each is not stage and not each.finished}
+    if missing:
+        os.environ.pop("SLURM_NTASKS", None)  # else Lightning waits for the other tasks of the job
+        if gpus := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus.partition(",")[0]
+        _prepare_torch()
+        from kdbench.suite import fit
+
+        for parent in stage.parents.values():
+            fit.fit(parent, quiet=quiet)
+    print(f"All that {stage.name} is made from is there; {len(missing)} fitted.")
 
 
 def _evaluate(verb: str) -> Callable[[list[str]], None]:
@@ -173,7 +229,9 @@ def _speed(argv: list[str]) -> None:
 
 
 def _reproduce(argv: list[str]) -> None:
-    arguments = parse(argv, {"seeds", "source", "runs", "leaderboards"}, {"dry-run", "strict"})
+    arguments = parse(
+        argv, {"seeds", "source", "runs", "leaderboards", "jobs", "wandb"}, {"dry-run", "strict", "fresh"}
+    )
     if len(arguments.words) != 1:
         raise UserError("Name one paper: 'kdbench reproduce distilbert_ro'.")
     _prepare_torch()
@@ -185,9 +243,77 @@ def _reproduce(argv: list[str]) -> None:
         source=arguments.options.get("source"),
         home=Path(arguments.options.get("leaderboards", "leaderboards")),
         dry_run="dry-run" in arguments.flags,
+        jobs=_whole("jobs", arguments.options.get("jobs", "1")),
+        fresh="fresh" in arguments.flags,
+        wandb=arguments.options.get("wandb"),
     )
     if "strict" in arguments.flags and reproduce.contradicted(verdicts):
         sys.exit(3)
+
+
+def _leaderboard(argv: list[str]) -> None:
+    arguments = parse(argv, {"leaderboards", "wandb", "runs"}, set())
+    if foreign := [*arguments.configs, *(key for key, _ in arguments.overrides)]:
+        raise UserError(f"A leaderboard is rendered from records as they are: leave '{foreign[0]}' out.")
+    home = Path(arguments.options.get("leaderboards", "leaderboards"))
+    if "wandb" in arguments.options:
+        _prepare_torch()
+        from kdbench.suite import wandb_records
+
+        for line in wandb_records.gather(home, arguments.words, arguments.options["wandb"]):
+            print(line)
+    from kdbench.suite import leaderboard
+
+    print("\n".join(f"Written: {path}" for path in leaderboard.render(home, arguments.words)))
+
+
+def _sweep(argv: list[str]) -> None:
+    cluster = {"partition", "account", "nodes", "gpus-per-node", "time", "cpus-per-task", "mem", "constraint"}
+    cluster |= {"container", "array-limit", "setup"}
+    numbers = {"nodes", "gpus-per-node", "cpus-per-task", "array-limit"}
+    own = {"set", "seeds", "samples", "sample-seed", "name", "to", "jobs", "wandb", "wandb-sweep", "status", "retry"}
+    arguments = parse(
+        argv, own | cluster | {"index", "runs", "source", "leaderboards"}, {"slurm", "stages-too", "dry-run"}
+    )
+    told, dry_run = arguments.options, "dry-run" in arguments.flags
+    jobs = _whole("jobs", told.get("jobs", "1"))
+    if alone := ({"stages-too"} & arguments.flags | cluster & told.keys()) if "slurm" not in arguments.flags else ():
+        raise UserError(f"'--{min(alone)}' is for a cluster: it goes with --slurm.")
+    if "index" in told and "retry" not in told:
+        raise UserError("'--index' goes with --retry FOLDER, or with --plan of 'kdbench fit'.")
+    _prepare_torch()
+    from kdbench.suite import grid, slurm, sweep
+
+    if "status" in told:
+        sweep.status(Path(told["status"]))
+        return
+    if "retry" in told:
+        index = _whole("index", told["index"]) if "index" in told else None
+        sweep.retry(Path(told["retry"]), index, jobs, told.get("wandb"), dry_run)
+        return
+    if len(arguments.words) != 1:
+        raise UserError("Name one experiment with --set, or one paper: 'kdbench sweep distilbert_ro --set key=1,2'.")
+    options = None
+    if "slurm" in arguments.flags:
+        asked = {name: _whole(name, told[name]) if name in numbers else told[name] for name in cluster & told.keys()}
+        asked = {name.replace("-", "_"): value for name, value in asked.items()}
+        options = slurm.Options(**asked, stages_too="stages-too" in arguments.flags)
+    (word,), seeds = arguments.words, _whole("seeds", told["seeds"]) if "seeds" in told else None
+    samples = _whole("samples", told["samples"]) if "samples" in told else None
+    if arguments.settings:
+        found = grid.parse(arguments.settings, seeds or 1)
+        changes = dict(arguments.overrides) | ({"data.source": told["source"]} if "source" in told else {})
+        if "wandb-sweep" in told:
+            sweep.write_wandb(word, arguments.configs, changes, found, samples, told["wandb-sweep"], told.get("wandb"))
+            return
+        draw = _whole("sample-seed", told.get("sample-seed", "0"))
+        runs = sweep.of_experiment(word, arguments.configs, changes, found, samples, draw, options)
+    else:
+        if foreign := [*arguments.configs, *(key for key, _ in arguments.overrides), *({"samples"} & told.keys())]:
+            raise UserError(f"The runs of a claim are as its file says: leave '{foreign[0]}' out, or say --set key=...")
+        runs = sweep.of_paper(word, seeds, told.get("source"), Path(told.get("leaderboards", "leaderboards")), options)
+    folder = sweep.home(word, runs, told.get("name"), told.get("to"))
+    sweep.start(folder, runs, options, jobs, told.get("wandb"), dry_run)
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {
@@ -197,6 +323,8 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "predict": _evaluate("predict"),
     "cache": _cache,
     "reproduce": _reproduce,
+    "leaderboard": _leaderboard,
+    "sweep": _sweep,
     "list": _list,
     "export": _export,
     "speed": _speed,
@@ -223,6 +351,8 @@ def parse(argv: list[str], options: set[str], flags: set[str]) -> Arguments:
                 raise UserError(f"'--{name}' needs a value.")
         if name == "config":
             found.configs.append(value)
+        elif name == "set" and name in options:
+            found.settings.append(value)
         elif name in options:
             found.options[name] = value
         else:
@@ -275,8 +405,10 @@ def _number(name: str, value: str) -> float:
 
 
 def _yaml_value(name: str, value: str) -> Any:
+    from kdbench.suite import grid
+
     try:
-        return yaml.safe_load(value)
+        return grid.read_value(value)
     except yaml.YAMLError:
         raise UserError(f"The value of '--{name}' is not YAML: {value}") from None
 

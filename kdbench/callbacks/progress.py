@@ -1,11 +1,42 @@
 """What the terminal shows while a stage of the chain is fitted: one bar over all its steps, a few lines in a log file."""
 
+import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Steps(pl.Callback):
+    """Tells another how far a fit is.
+
+    Args:
+        tell: is given what is being done, the steps so far, and all steps (None where they are not known).
+        every: seconds between two calls.
+    """
+
+    def __init__(self, tell: Callable[[str, int, int | None], None], every: float = 1.0) -> None:
+        self.tell, self.every = tell, every
+        self.told = -math.inf
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Tell the optimiser steps."""
+        steps = trainer.estimated_stepping_batches
+        self._tell("fitting", _steps(trainer), int(steps) if steps < math.inf else None)
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, place: int, *_: Any
+    ) -> None:
+        """Tell the batches that are scored."""
+        self._tell("scoring", place + 1, sum(trainer.num_test_batches))
+
+    def _tell(self, doing: str, done: int, total: int | None) -> None:
+        if time.monotonic() - self.told >= self.every:
+            self.told = time.monotonic()
+            self.tell(doing, done, total)
 
 
 class StageProgress(pl.Callback):

@@ -1,5 +1,6 @@
 """Weights & Biases: a view of the run; the CSV and the record on disk are what counts."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from kdbench.errors import UserError
+
+RECORD = "record"  # the key of the summary that holds the whole record as JSON, for kdbench leaderboard --wandb
 
 
 class RunLogger(WandbLogger):
@@ -64,9 +67,9 @@ class RunLogger(WandbLogger):
 
     @rank_zero_only
     def log_record(self, record: dict[str, Any]) -> None:
-        """Keep every metric of the record in the summary and in one table, and end the W&B run."""
+        """Keep the record whole and every metric of it in the summary, the metrics in one table too, and end the W&B run."""
         self.log_table("result", columns=["metric", "value"], data=[list(each) for each in record["metrics"].items()])
-        self.experiment.summary.update(record["metrics"])
+        self.experiment.summary.update(record["metrics"] | {RECORD: json.dumps(record, ensure_ascii=False)})
         self.experiment.finish()
 
 

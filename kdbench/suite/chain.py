@@ -48,6 +48,33 @@ class Stage:
         """The record of the run when it is finished."""
         return runs.read_record(self.folder)
 
+    @property
+    def references(self) -> dict[str, str]:
+        """What each reference of the config is: the run or the folder that the student is compared with."""
+        found = arguments(self.config["model"]).get("references") or {}
+        made = {name: self.parents.get(f"model.references.{name}") for name in found}
+        return {
+            name: f"{run.name}/{run.folder.name}" if (run := made[name]) else runs.digest(each)
+            for name, each in found.items()
+        }
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has a record that knows all its references."""
+        record = self.record
+        return record is not None and self.references.items() <= record.get("references", {}).items()
+
+    def as_json(self) -> Config:
+        """Return the stage and its parents as plain values."""
+        parents = {place: parent.as_json() for place, parent in self.parents.items()}
+        return {"name": self.name, "config": self.config, "id": self.id, "folder": str(self.folder), "parents": parents}
+
+    @classmethod
+    def from_json(cls, told: Config) -> "Stage":
+        """Return the stage that :meth:`as_json` told."""
+        parents = {place: cls.from_json(parent) for place, parent in told["parents"].items()}
+        return cls(told["name"], told["config"], told["id"], Path(told["folder"]), parents)
+
     def walk(self) -> Iterator["Stage"]:
         """Yield every stage of the chain once, deepest first, this one last."""
         seen: set[Path] = set()
@@ -67,11 +94,14 @@ class Stage:
         return list(dict.fromkeys(ids))
 
 
-def plan(asked: Experiment, fresh: bool = False, _above: tuple[tuple[str, str], ...] = ()) -> Stage:
+def plan(
+    asked: Experiment, fresh: bool = False, parents: bool = False, _above: tuple[tuple[str, str], ...] = ()
+) -> Stage:
     """Return the chain of an experiment: every stage with its id, its folder and its place in the configs that name it.
 
     ``stages: {<file stem>: {...}}`` changes a stage anywhere below; a stage inherits ``data.source`` and the ``stages``
-    of the experiment that asks for it; its seed is its own (0 unless its file says otherwise).
+    of the experiment that asks for it; its seed is its own (0 unless its file says otherwise). ``fresh`` plans a new attempt
+    where there is a finished one, with ``parents`` also of all that it is made from.
     """
     mark = (asked.name, runs.digest(asked.config))  # an experiment may name itself with other settings
     if mark in _above:
@@ -80,7 +110,7 @@ def plan(asked: Experiment, fresh: bool = False, _above: tuple[tuple[str, str], 
     config = copy.deepcopy(asked.config)
     stages = config.pop("stages", {})
     config.setdefault("seed_everything", 0)
-    parents = {}
+    made_from = {}
     for place, node in experiment.nodes(config):
         found = node.setdefault("init_args", {})
         if node["class_path"] != FROM_RUN or found.get("run"):
@@ -88,11 +118,11 @@ def plan(asked: Experiment, fresh: bool = False, _above: tuple[tuple[str, str], 
         if not found.get("experiment"):
             raise UserError(f"{asked.name}: '{place}' is a FromRun without 'experiment': name an experiment file.")
         stage = _stage_experiment(asked.root, found.pop("experiment"), found.pop("set", {}), stages, config)
-        parents[place] = parent = plan(stage, _above=(*_above, mark))
+        made_from[place] = parent = plan(stage, fresh and parents, parents, (*_above, mark))
         found["experiment"], found["run"] = parent.name, str(parent.folder)
-    identity = runs.digest(_identity(asked.name, config, parents))
+    identity = runs.digest(_identity(asked.name, config, made_from))
     folder = runs.home() / asked.name / identity
-    return Stage(asked.name, config, identity, _attempt(folder, fresh), parents)
+    return Stage(asked.name, config, identity, _attempt(folder, fresh), made_from)
 
 
 def arguments(node: Any) -> Config:
@@ -109,7 +139,7 @@ def _stage_experiment(root: Path, file: str, change: Config, stages: Config, abo
     source = arguments(above.get("data")).get("source")
     if source and "data" in config:
         config = experiment.override(config, "data.source", source)
-    for changes in (stages.get(path.stem, {}), change):
+    for changes in (stages.get(path.stem) or {}, change):
         config = _apply(config, changes)
     return Experiment(stage.name, stage.root, experiment.expand(config))
 

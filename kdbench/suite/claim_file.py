@@ -6,8 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import UserError, nearest
-from kdbench.suite import experiment, expressions
-from kdbench.suite.claims import OWN, SEEDS, SOURCES, Arm, Best, Budget, Claim, ClaimFile, Reported, Row, Shown, Task
+from kdbench.suite import equations, experiment, expressions
+from kdbench.suite.claims import (
+    OWN,
+    SEEDS,
+    SOURCES,
+    Arm,
+    Best,
+    Budget,
+    Claim,
+    ClaimFile,
+    Equation,
+    Reported,
+    Row,
+    Shown,
+    Task,
+)
 from kdbench.suite.experiment import Config
 from kdbench.suite.expressions import Comparison, Value
 from kdbench.suite.report import read_yaml
@@ -20,14 +34,21 @@ def load(path: str | Path) -> ClaimFile:
     Paths of experiments start at the folder that holds ``leaderboards/``, else at the current one.
     """
     path = Path(path)
-    sheet = _Sheet(read_yaml(path), path.absolute().parent.parent.parent)
+    sheet = _Sheet(read_yaml(path), root(path))
     file = sheet.file()
     if sheet.faults:
         raise UserError("\n".join(f"{path}: {fault}" for fault in sheet.faults))
     return file
 
 
+def root(path: Path) -> Path:
+    """Return the folder that the paths in a claim file start from."""
+    homes = [folder.parent for folder in path.absolute().parents if folder.name == "leaderboards"]
+    return homes[0] if homes else Path.cwd()
+
+
 _TEXT, _TABLE, _LIST, _NAMES = "a text", "a table of one name or more", "a list of tables", "a list of names"
+_TEXTS = "a list of texts"
 _COUNT, _SHARE, _LEVEL, _FLAG = (
     "a whole number above 0",
     "a number, 0 or more",
@@ -39,6 +60,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     _TABLE: lambda told: isinstance(told, dict) and bool(told) and all(isinstance(key, str) for key in told),
     _LIST: lambda told: isinstance(told, list) and bool(told) and all(isinstance(each, dict) for each in told),
     _NAMES: lambda told: isinstance(told, list) and all(isinstance(each, str) for each in told),
+    _TEXTS: lambda told: isinstance(told, list) and bool(told) and all(_FITS[_TEXT](each) for each in told),
     _COUNT: lambda told: type(told) is int and told > 0,
     _SHARE: lambda told: type(told) in (int, float) and told >= 0,
     _LEVEL: lambda told: type(told) in (int, float) and 0 < told < 1,
@@ -53,6 +75,8 @@ _PARTS = {
     "claims": _TABLE,
     "report": _TABLE,
     "budget": _LIST,
+    "equations": _LIST,
+    "differences": _TEXTS,
 }
 _TOP = _PROSE | {"seeds": _COUNT, "source": _TEXT, "level": _LEVEL, "reported": _TABLE} | _PARTS
 _NEEDED = (*_PROSE, "seeds", "source", "reported", "arms", "claims")
@@ -62,6 +86,7 @@ _TASK = _RUN | {"metric": _TEXT, "shown": _TEXT, "loyalty": _NAMES, "arms": _NAM
 _BEST = {"of": _LIST, "by": _TEXT, "order": _TEXT, "keep": _COUNT}
 _CLAIM = {"says": _TEXT, "expect": _TEXT, "judged": _TEXT, "pairs": _TEXT, "premise": _NAMES}
 _SHOWN = {"shows": _TEXT, "value": _TEXT, "pairs": _TEXT}
+_EQUATION = {"says": _TEXT, "equation": _TEXT, "code": _TEXT}
 _BUDGET = {"equal": _TEXT, "arms": _NAMES, "within": _SHARE}
 
 
@@ -86,6 +111,9 @@ class _Sheet:
             "report": self.part("report", self.shown),
             "reported": self.reported(self.top.get("reported", {})),
             "budget": tuple(self.budget(place, each) for place, each in enumerate(self.top.get("budget", ()), 1)),
+            "equations": tuple(
+                self.equation(place, each) for place, each in enumerate(self.top.get("equations", ()), 1)
+            ),
         }
         self.among("source", [self.top.get("source")], SOURCES)
         self.stages("stages", self.top.get("stages", {}))
@@ -262,8 +290,19 @@ class _Sheet:
         self.among(f"{where}.arms", kept.get("arms", ()), self.top.get("arms", {}))
         return Budget(**kept) if {"equal", "arms"} <= kept.keys() else None
 
+    def equation(self, place: int, told: Any) -> Equation | None:
+        """Read an equation and look for what computes it."""
+        where = f"equation {place}"
+        kept = self.table(where, told, _EQUATION, _EQUATION)
+        if "code" in kept:
+            try:
+                equations.line(kept["code"])
+            except UserError as error:
+                self.faults.append(f"{where}: {error}")
+        return Equation(**kept) if len(kept) == len(_EQUATION) else None
+
     def reported(self, told: Any) -> Reported:
-        """Read the paper's own table; its columns are the tasks where there are tasks."""
+        """Read the paper's own table, whose columns may be others than the tasks here."""
         kept = self.table("reported", told, {"source": _TEXT, "rows": _TABLE}, ("source", "rows"))
         rows = {}
         for name, row in kept.get("rows", {}).items():
@@ -271,7 +310,6 @@ class _Sheet:
             cells = self.table(where, row, {"scores": _TABLE, "arm": _TEXT, "unverified": _NAMES}, ("scores",))
             self.among(f"{where}.arm", [cells.get("arm")], self.top.get("arms", {}))
             scores = cells.get("scores", {})
-            self.among(f"{where}.scores", scores, self.top.get("tasks") or scores)
             self.among(f"{where}.unverified", cells.get("unverified", ()), scores)
             rows[name] = Row(**{"scores": scores} | cells)
         return Reported(kept.get("source", ""), rows)

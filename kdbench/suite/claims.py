@@ -21,6 +21,8 @@ The file::
     report: {gap: {shows: Gap to the teacher, value: teacher.upos.macro_f1 - student.upos.macro_f1}}
     budget: [{equal: steps, arms: [student, plain]}]                          # summed over each arm's own chain
     reported: {source: Table 2, rows: {Theirs: {arm: student, scores: {upos: 98.0}, unverified: [upos]}}}
+    equations: [{says: Soft targets, equation: T^2 KL(p || q), code: "kdbench/losses/divergences.py:kl_divergence"}]
+    differences: [The code divides by the rows and the paper by the elements; the code is followed.]
 
 ``expect`` is written in the notation of :mod:`kdbench.suite.expressions` and judged (:mod:`kdbench.suite.statistics`) on the
 ``mean`` of the pairs (default), on ``every`` pair, or on ``4 of 5``. Pairs are ``seeds``, ``items:<field>`` (the rows of the
@@ -150,6 +152,15 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Equation:
+    """An equation of the paper; ``code`` names what computes it: ``kdbench/losses/hints.py:cosine_distance``."""
+
+    says: str
+    equation: str
+    code: str
+
+
+@dataclass(frozen=True)
 class ClaimFile:
     """All of a claim file; see the module."""
 
@@ -168,6 +179,8 @@ class ClaimFile:
     over: Mapping[str, Config] = field(default_factory=dict)
     report: Mapping[str, Shown] = field(default_factory=dict)
     budget: tuple[Budget, ...] = ()
+    equations: tuple[Equation, ...] = ()
+    differences: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -208,7 +221,7 @@ def judge(file: ClaimFile, values: Mapping[str, Runs], budgets: Budgets) -> dict
 
     def verdict(claim: Claim) -> Verdict:
         if claim.name not in verdicts:
-            found = _judge_one(file, claim, values.get(claim.pairs, {}))
+            found = _judge_one(file, claim, values)
             reasons = [
                 f"Void: its premise '{name}' is {answer}."
                 for name in claim.premise
@@ -227,23 +240,26 @@ def judge(file: ClaimFile, values: Mapping[str, Runs], budgets: Budgets) -> dict
 
 def measure(file: ClaimFile, shown: Shown, values: Mapping[str, Runs]) -> tuple[Interval | None, tuple[str, ...]]:
     """Return the interval of a value that is shown, None without a finite one, and the pairs in which it is not finite."""
-    runs = values.get(shown.pairs, {})
-    references = shown.value.references
-    found = {pair: shown.value.of(_lookup(file, runs, pair)) for pair in _pairs(file, runs, references)}
+    found = in_pairs(file, shown, values)
     finite = [value for value in found.values() if math.isfinite(value)]
     failed = tuple(pair for pair, value in found.items() if not math.isfinite(value))
     return (statistics.interval(finite, file.level) if finite else None), failed
 
 
-def _judge_one(file: ClaimFile, claim: Claim, runs: Runs) -> Verdict:
-    pairs = _pairs(file, runs, claim.expect.references)
-    margins = {pair: claim.expect.margins(_lookup(file, runs, pair)) for pair in pairs}
-    found = statistics.judge(margins, [link.strict for link in claim.expect.links], claim.judged, file.level)
-    if claim.judged is None and 0 < len(pairs) < FEW:
-        found = replace(
-            found, notes=(*found.notes, f"{len(pairs)} pairs show almost nothing: {FEW} or more are asked for.")
-        )
-    return found
+def in_pairs(file: ClaimFile, told: Claim | Shown, values: Mapping[str, Runs]) -> dict[str, Any]:
+    """Return what every pair gives: the value that is shown, or by how much a claim holds there, one number a link."""
+    runs = values.get(told.pairs, {})
+    read, of = (told.expect, told.expect.margins) if isinstance(told, Claim) else (told.value, told.value.of)
+    return {pair: of(_lookup(file, runs, pair)) for pair in _pairs(file, runs, read.references)}
+
+
+def _judge_one(file: ClaimFile, claim: Claim, values: Mapping[str, Runs]) -> Verdict:
+    found = in_pairs(file, claim, values)
+    verdict = statistics.judge(found, [link.strict for link in claim.expect.links], claim.judged, file.level)
+    if claim.judged is None and 0 < len(found) < FEW:
+        note = f"{len(found)} pairs show almost nothing: {FEW} or more are asked for."
+        verdict = replace(verdict, notes=(*verdict.notes, note))
+    return verdict
 
 
 def _table(file: ClaimFile, runs: Runs, reference: Reference) -> tuple[Mapping[str, Any], bool]:

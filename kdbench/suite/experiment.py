@@ -1,12 +1,14 @@
 """Experiment files: how they are read, layered and changed, before anything is imported or built.
 
 The rules of layering (``--config a.yaml --config b.yaml``, ``base:``, ``stages:``, ``--key value``), all the same:
-dicts merge deeply; a changed ``class_path`` replaces its whole node; ``null`` deletes an entry; lists replace.
+dicts merge deeply; a changed ``class_path`` replaces its whole node; ``null`` deletes an entry; lists replace. What stands
+under ``stages`` and ``set`` are changes to other experiments: there a ``null`` is kept, to delete when they are applied.
 jsonargparse's own layering drops the sibling keys of dict-typed arguments and lets arguments of the old class leak into
 the new one, so files are merged here and LightningCLI is given one finished config.
 """
 
 import copy
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,8 @@ from kdbench.suite import catalogue
 
 Config = dict[str, Any]
 DEFAULTS = Path(__file__).parent.parent / "defaults.yaml"
-TOP = ("base", "model", "data", "trainer", "cache", "seed_everything", "stages")
+CHANGES = frozenset({"stages", "set"})
+TOP = ("base", "model", "data", "trainer", "cache", "fit", "seed_everything", "stages")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,26 @@ class Experiment:
     name: str
     root: Path
     config: Config
+
+
+@dataclass(frozen=True)
+class Request:
+    """An experiment as a person asks for it: its files, and dotted changes in the order in which they are laid over it."""
+
+    files: tuple[str, ...]
+    changes: Config
+
+    def read(self) -> Experiment:
+        """Return the experiment with the changes laid over it."""
+        return read(*self.files, overrides=list(self.changes.items()))
+
+    def words(self) -> list[str]:
+        """Return what follows ``kdbench fit`` on a command line that asks for the same run."""
+        told = [word for file in self.files for word in ("--config", file)]
+        for key, value in self.changes.items():
+            name = "seed" if key == "seed_everything" else key
+            told.append(f"--{name}={json.dumps(value, ensure_ascii=False)}")
+        return told
 
 
 def read(*files: str | Path, overrides: list[tuple[str, Any]] | None = None) -> Experiment:
@@ -43,20 +66,24 @@ def read(*files: str | Path, overrides: list[tuple[str, Any]] | None = None) -> 
     return Experiment(name, root, expand(config))
 
 
-def merge(below: Any, above: Any) -> Any:
-    """Lay ``above`` over ``below`` by the rules of this module and return the result; neither is changed."""
+def merge(below: Any, above: Any, changes: bool = False) -> Any:
+    """Lay ``above`` over ``below`` by the rules of this module and return the result; neither is changed.
+
+    ``changes`` says that both are changes to another experiment.
+    """
     if isinstance(below, str) and below in catalogue.names():
         below = {"class_path": below}
     if not (isinstance(below, dict) and isinstance(above, dict)):
-        return _without_null(above)
+        return _without_null(above, changes)
     if "class_path" in above and _path(above) != _path(below):
-        return _without_null(above)
+        return _without_null(above, changes)
     result = copy.deepcopy(below)
     for key, value in above.items():
-        if value is None:
+        kept = changes or key in CHANGES
+        if value is None and not changes:
             result.pop(key, None)
         else:
-            result[key] = merge(result[key], value) if key in result else _without_null(value)
+            result[key] = merge(result[key], value, kept) if key in result else _without_null(value, kept)
     return result
 
 
@@ -65,6 +92,7 @@ def override(config: Config, key: str, value: Any) -> Config:
     result = copy.deepcopy(config)
     node, parts = result, key.split(".")
     for place, part in enumerate(parts):
+        changes = not CHANGES.isdisjoint(parts[:place])
         node = _enter(node, part)
         if isinstance(node, list):
             if not part.lstrip("-").isdigit() or not -len(node) <= int(part) < len(node):
@@ -78,11 +106,11 @@ def override(config: Config, key: str, value: Any) -> Config:
                 node[part] = {"class_path": name} if isinstance(name, str) and name in catalogue.names() else {}
             node = node[part]
         elif isinstance(node, list):
-            node[part] = merge(node[part], value)
-        elif value is None:
+            node[part] = merge(node[part], value, changes)
+        elif value is None and not changes:
             node.pop(part, None)
         else:
-            node[part] = merge(node.get(part), value)
+            node[part] = merge(node.get(part), value, changes or part in CHANGES)
     return result
 
 
@@ -168,8 +196,9 @@ def _path(node: Config) -> str | None:
     return catalogue.names().get(name, name) if isinstance(name, str) else None
 
 
-def _without_null(node: Any) -> Any:
-    """Return a copy without the entries that are null (above nothing, a deletion deletes nothing)."""
+def _without_null(node: Any, changes: bool = False) -> Any:
+    """Return a copy without the entries that are null (above nothing, a deletion deletes nothing), unless they are changes."""
     if isinstance(node, dict):
-        return {key: _without_null(value) for key, value in node.items() if value is not None}
+        kept = node.items() if changes else ((key, value) for key, value in node.items() if value is not None)
+        return {key: _without_null(value, changes or key in CHANGES) for key, value in kept}
     return copy.deepcopy(node)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import logging
+import os
 import platform
 import resource
 import signal
@@ -12,7 +13,7 @@ import sys
 import time
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,26 +25,35 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from kdbench.callbacks import requeue
+from kdbench.callbacks.curves import Curves
 from kdbench.callbacks.export import StudentExport
 from kdbench.callbacks.progress import StageProgress
+from kdbench.callbacks.requeue import Requeue
 from kdbench.callbacks.resume import AtomicCheckpoints, LastCheckpoint, RandomStates
 from kdbench.callbacks.teacher_cache import TeacherCache
 from kdbench.errors import UserError
 from kdbench.files import write_text
 from kdbench.methods.base import Distillation
 from kdbench.metrics.speed import compare_speed, parameters, ratio
-from kdbench.suite import check, messages, runs
+from kdbench.suite import check, locks, messages, runs
 from kdbench.suite.chain import Stage, arguments
 
 Record = dict[str, Any]
 
 
-def fit(stage: Stage, wandb: str | None = None, quiet: bool = False) -> Record:
+def fit(stage: Stage, wandb: str | None = None, quiet: bool = False, watch: Sequence[pl.Callback] = ()) -> Record:
     """Fit every stage of a chain that is missing, deepest first, and return the record of the last.
 
     A finished stage is found by its id; one that was interrupted resumes; one whose references are new is tested again.
+    ``watch`` are callbacks that look on and change nothing.
     """
     chain = [each for each in stage.walk() if each.record is None or each is stage]
+    if len(chain) > 1 and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise UserError(
+            f"'{stage.name}' is made from runs that are missing ({chain[0].name} is the first), which the tasks of one srun "
+            "cannot fit: run 'kdbench fit ... --prepare' first."
+        )
     for each in chain:
         if each.record is None:
             with friendly(each):  # every mistake of the chain shows before its first step
@@ -51,7 +61,7 @@ def fit(stage: Stage, wandb: str | None = None, quiet: bool = False) -> Record:
                 teacher_cache(each.config)
     for place, each in enumerate(chain, 1):
         label = f"{each.name} ({place} of {len(chain)})" if len(chain) > 1 else each.name
-        record = _fit_one(each, label, wandb if each is stage else None, quiet)
+        record = _fit_one(each, label, wandb if each is stage else None, quiet, watch)
     return record
 
 
@@ -63,12 +73,12 @@ def evaluate(stage: Stage, verb: str = "test", quiet: bool = False) -> Record:
         )
     for parent in stage.parents.values():
         fit(parent, quiet=quiet)
-    with runs.lock(stage.folder), friendly(stage):
+    with locks.held(stage.folder), friendly(stage):
         cli = build(stage, [], False)
         values = _measure(cli, stage, verb)
         record = stage.record
         record["metrics"] |= values
-        record["references"] = _references(stage)
+        record["references"] = stage.references
         runs.write_record(stage.folder, record)
         return record
 
@@ -81,53 +91,61 @@ def predict(stage: Stage) -> Path:
         )
     with friendly(stage):
         cli = build(stage, [], False)
-        batches = cli.trainer.predict(
-            cli.model, datamodule=cli.datamodule, ckpt_path=str(stage.folder / runs.CHECKPOINT)
-        )
+        batches = cli.trainer.predict(cli.model, datamodule=cli.datamodule, ckpt_path=_weights(stage))
         rows = [{"id": batch["id"].tolist(), "predictions": batch["predictions"].tolist()} for batch in batches]
         file = stage.folder / "predictions.jsonl"
         write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
     return file
 
 
-def _fit_one(stage: Stage, label: str, wandb: str | None, quiet: bool) -> Record:
+def _fit_one(stage: Stage, label: str, wandb: str | None, quiet: bool, watch: Sequence[pl.Callback]) -> Record:
     first = runs.first_process()
-    with runs.lock(stage.folder) if first else contextlib.nullcontext():
+    with locks.held(stage.folder) if first else contextlib.nullcontext():
         record = stage.record
-        if record is not None and first:
-            known = record.get("references", {})
-            if any(known.get(name) != run for name, run in _references(stage).items()):
+        if record is not None:  # for all processes of the run alike: what is measured anew, they measure together
+            if not stage.finished:
                 with friendly(stage):
                     record["metrics"] |= _measure(build(stage, [], False), stage, "test")
-                record["references"] = known | _references(stage)
-                runs.write_record(stage.folder, record)
+                record["references"] = record.get("references", {}) | stage.references
+                if first:
+                    runs.write_record(stage.folder, record)
             return record
         if first:
             runs.sweep(stage.folder)
         with friendly(stage):
-            return _train(stage, label, wandb, quiet)
+            return _train(stage, label, wandb, quiet, watch)
 
 
-def _train(stage: Stage, label: str, wandb: str | None, quiet: bool) -> Record:
+def _train(stage: Stage, label: str, wandb: str | None, quiet: bool, watch: Sequence[pl.Callback]) -> Record:
     checkpoint = stage.folder / runs.CHECKPOINT
     cache = teacher_cache(stage.config)
+    curves = Curves(stage.folder / runs.BEST)
     callbacks = [
         RandomStates(),
+        curves,
         LastCheckpoint(checkpoint.parent),
         StudentExport(stage.folder / runs.STUDENT),
         cache,
         *([] if quiet else [StageProgress(label)]),
+        *([Requeue(checkpoint)] if "SLURM_JOB_ID" in os.environ else []),
+        *watch,
     ]
-    write_text(stage.folder / runs.CONFIG, yaml.safe_dump(stage.config, sort_keys=False, allow_unicode=True))
+    if runs.first_process():
+        write_text(stage.folder / runs.CONFIG, yaml.safe_dump(stage.config, sort_keys=False, allow_unicode=True))
     loggers = _loggers(stage, wandb)
     cli = build(stage, callbacks, loggers)
     started = time.time()
     resumed = checkpoint.exists()
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint) if resumed else None)
+    if fits(stage):
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint) if resumed else None)
     seconds = time.time() - started
     metrics = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
-    metrics |= _measure(cli, stage, "test")
-    record = _record(stage, metrics, seconds, cli, resumed) | {"cache": cache.told()}
+    at_best = _measure_best(cli, curves)
+    measured = _measure(cli, stage, "test")
+    if not fits(stage):
+        StudentExport(stage.folder / runs.STUDENT).on_fit_end(cli.trainer, cli.model)
+    record = _record(stage, metrics | measured, seconds, cli, resumed)
+    record |= {"curves": curves.told() | _best_and_last(record, curves, at_best), "cache": cache.told()}
     if cli.trainer.is_global_zero:
         runs.write_record(stage.folder, record)
         for logger in loggers:
@@ -144,13 +162,47 @@ def teacher_cache(config: dict[str, Any], **changes: Any) -> TeacherCache:
     return TeacherCache(runs.targets(), **told)
 
 
+def fits(stage: Stage) -> bool:
+    """Whether there is something to fit; an experiment may say ``fit: false`` and only be tested."""
+    return stage.config.get("fit", True)
+
+
+def _weights(stage: Stage) -> str | None:
+    """Return the checkpoint of a finished fit; without one the student is as its origin gives it."""
+    return str(stage.folder / runs.CHECKPOINT) if fits(stage) else None
+
+
+def _measure_best(cli: LightningCLI, curves: Curves) -> dict[str, float]:
+    """Return the student's test scores with the weights that validation chose, nothing when those are the last."""
+    if curves.best_step in (None, cli.trainer.global_step):
+        return {}
+    cli.datamodule.setup("test")
+    (values,) = cli.trainer.validate(
+        cli.model, dataloaders=cli.datamodule.test_dataloader(), ckpt_path=str(curves.file), verbose=False
+    )
+    return {name.replace("val/", "test/", 1): float(value) for name, value in values.items()}
+
+
+def _best_and_last(record: Record, curves: Curves, at_best: dict[str, float]) -> dict[str, Any]:
+    """Return each test score of the student as a curve of two points, of one where the best checkpoint is the last."""
+    if curves.best_step is None:
+        return {}
+    last = {key: value for key, value in record["metrics"].items() if key.startswith("test/")}
+    if at_best:
+        steps = [curves.best_step, record["steps"]]
+        return {key: {"values": [best, last[key]], "steps": steps, "best": 0} for key, best in at_best.items()}
+    scores = (key for key in last if key.endswith("@student"))
+    return {key: {"values": [last[key]], "steps": [record["steps"]], "best": 0} for key in scores}
+
+
 def _measure(cli: LightningCLI, stage: Stage, verb: str) -> dict[str, float]:
     """Return the scores of all networks, their sizes, and the student's speed against each of the others."""
     run = cli.trainer.test if verb == "test" else cli.trainer.validate
-    checkpoint = str(stage.folder / runs.CHECKPOINT)
-    (values,) = run(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False)
+    (values,) = run(cli.model, datamodule=cli.datamodule, ckpt_path=_weights(stage), verbose=False)
     values = {key: float(value) for key, value in values.items()}
     module: Distillation = cli.model
+    if verb == "test":
+        _write_items(module, stage.folder / runs.ITEMS)
     encoders = {}
     for name, network in module.networks().items():
         values |= {f"{key}@{name}": float(value) for key, value in parameters(network).items()}
@@ -164,16 +216,32 @@ def _measure(cli: LightningCLI, stage: Stage, verb: str) -> dict[str, float]:
     return values
 
 
+def _write_items(module: Distillation, file: Path) -> None:
+    """Write what the test said of each row, of all ranks together, sorted by row."""
+    found = [module.items]
+    if module.trainer.world_size > 1:
+        found = [None] * module.trainer.world_size
+        torch.distributed.all_gather_object(found, module.items)
+    rows = {
+        row["id"]: row for rank in found for row in rank
+    }  # a rank may have been given a row twice, to be as long as all
+    if rows and module.trainer.is_global_zero:
+        names = list(next(iter(rows.values())))
+        lines = [",".join(f"{rows[place][name]:.9g}" for name in names) for place in sorted(rows)]
+        write_text(file, "\n".join([",".join(names), *lines]) + "\n")
+
+
 def build(stage: Stage, callbacks: list[pl.Callback], loggers: list[Logger] | bool) -> LightningCLI:
     """Return LightningCLI with trainer, model and data; all faults of the config in one :class:`UserError`."""
     check.check(stage.config)
     config = copy.deepcopy(stage.config)  # jsonargparse may change what it is given
-    config.pop("cache", None)
+    for key in ("cache", "fit"):
+        config.pop(key, None)
     defaults = {
         "callbacks": callbacks,
         "logger": loggers,
         "default_root_dir": str(stage.folder),
-        "plugins": [AtomicCheckpoints()],
+        "plugins": [AtomicCheckpoints(), *requeue.plugins()],
         "enable_progress_bar": False,  # StageProgress shows the whole run
         **({"enable_checkpointing": False} if not callbacks else {}),
     }
@@ -221,7 +289,7 @@ def _record(stage: Stage, metrics: dict[str, float], seconds: float, cli: Lightn
         "seed": stage.config["seed_everything"],
         "data": {"dataset": data.get("dataset"), "source": data.get("source", "embedded")},
         "parents": {place: f"{parent.name}/{parent.folder.name}" for place, parent in stage.parents.items()},
-        "references": _references(stage),
+        "references": stage.references,
         "metrics": metrics,
         "steps": cli.trainer.global_step,
         "seconds": round(seconds, 2),
@@ -235,16 +303,6 @@ def _record(stage: Stage, metrics: dict[str, float], seconds: float, cli: Lightn
         "versions": {name: version(name) for name in ("kdbench", "torch", "lightning", "transformers", "torchmetrics")},
         "source_version": _source_version(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _references(stage: Stage) -> dict[str, str]:
-    """Return what each reference of the config is: the run or folder that the student is compared with."""
-    found = arguments(stage.config["model"]).get("references") or {}
-    runs_of = {name: stage.parents.get(f"model.references.{name}") for name in found}
-    return {
-        name: f"{run.name}/{run.folder.name}" if (run := runs_of[name]) else runs.digest(each)
-        for name, each in found.items()
     }
 
 

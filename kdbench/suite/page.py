@@ -1,169 +1,175 @@
-"""The page of a paper: its claim, what was measured, the verdicts, the paper's own table, how to run it again."""
+"""The page of a paper in Markdown: its claim, the verdicts, the equations, what was measured, how to run it again."""
 
-import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import PurePosixPath
 
-from rich.table import Table
+from rich.table import Table as Shown
 
-from kdbench.suite import claims
-from kdbench.suite.claims import OWN, ClaimFile
-from kdbench.suite.experiment import Config
+from kdbench.suite import claims, equations, tables
+from kdbench.suite.claims import ClaimFile
+from kdbench.suite.results import Results
+from kdbench.suite.statistics import Verdict
+from kdbench.suite.tables import Cell, Table, Tables
 
-Seeds = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""task -> seed -> metrics, of one arm."""
+EMBEDDED = "These figures rest on embedded (generated) data."
 
 
-def markdown(paper: str, file: ClaimFile, results: Config, values: Mapping[str, claims.Runs]) -> str:
-    """Return the page in Markdown, from the claim file and its results alone."""
-    arms: Mapping[str, Seeds] = results["values"].get("seeds", {})
-    columns = [f"{task} ({told.shown})" for task, told in file.tasks.items()]
+def markdown(
+    paper: str, file: ClaimFile, results: Results | None, verdicts: Mapping[str, Verdict], papers: Iterable[str] = ()
+) -> str:
+    """Return the page in Markdown, from the claim file and its results alone.
+
+    Args:
+        paper: the name of the folder, with its paper's name before it for a part: ``distilbert_ro/romanian``.
+        file: what is claimed.
+        results: what the runs gave, None when nothing was run yet.
+        verdicts: the answers to the claims.
+        papers: the names of all papers and parts; the page links to those of its own paper.
+    """
+    made = Tables(file, results) if results else None
+    measured = (made.measured(), made.loyalty(), made.sizes()) if made else ()
     parts = [
+        _ways(paper, papers),
         f"# {file.title}\n\n{file.source_of_claim.strip()}\n\n{file.statement.strip()}",
-        "## Verdicts\n" + _verdicts(file, results),
-        _measured(file, results, arms, columns),
-        _loyalty(file, arms, columns),
-        _sizes(arms),
-        "## Shown beside, not judged\n" + _shown(file, values) if file.report else "",
-        "## Reported by the paper\n" + _reported(file, columns),
+        "## Verdicts\n" + (_verdicts(file, verdicts) if results else _claims(file)),
+        _equations(paper, file),
+        _differences(file),
+        *(_section(table, results) for table in measured if table),
+        "## Shown beside, not judged\n" + _shown(file, made) if file.report and made else "",
+        _section(tables.reported(file)),
         "## How it was made\n" + _made(paper, file, results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def terminal_table(file: ClaimFile, results: Config) -> Table:
+def terminal_table(file: ClaimFile, results: Results) -> Shown:
     """Return the scores of all arms on all tasks, with the paper's own below."""
-    table = Table(title=file.title, title_justify="left")
-    table.add_column("")
+    shown = Shown(title=file.title, title_justify="left")
+    shown.add_column("")
     for task in file.tasks:
-        table.add_column(task, justify="right")
-    arms = results["values"].get("seeds", {})
-    for arm in arms if file.tasks else ():
-        table.add_row(arm, *(spread(arms, arm, task, told.metric) for task, told in file.tasks.items()))
-    table.add_section()
+        shown.add_column(task, justify="right")
+    measured = Tables(file, results).measured()
+    for row in measured.rows if measured else ():
+        shown.add_row(row.label, *map(_cell, row.cells))
+    shown.add_section()
     for name, row in file.reported.rows.items() if file.tasks else ():
-        table.add_row(f"paper: {name}", *(str(row.scores.get(task, "")) for task in file.tasks))
-    return table
+        shown.add_row(f"paper: {name}", *(str(tables.reported_cell(row, task)) for task in file.tasks))
+    return shown
 
 
-def spread(
-    arms: Mapping[str, Seeds], arm: str, task: str, metric: str, of: str = "student", scale: float = 100.0
-) -> str:
-    """Return ``mean ± standard deviation`` of a metric over the seeds, or a dash where there is none."""
-    seeds = arms.get(arm, {}).get(task, {}).values()
-    found = [run.get(f"{metric}@{of}") for run in seeds if isinstance(run, Mapping)]
-    numbers = [scale * value for value in found if value is not None and math.isfinite(value)]
-    if not numbers:
-        return "-"
-    mean = f"{statistics.fmean(numbers):.2f}"
-    return f"{mean} ± {statistics.stdev(numbers):.2f}" if len(numbers) > 1 else mean
+def grouped_notes(file: ClaimFile, verdicts: Mapping[str, Verdict]) -> list[tuple[tuple[str, ...], str]]:
+    """Return each note on verdicts once, with the claims that it is about, then what is said of the whole file."""
+    found: dict[str, list[str]] = {}
+    for name, verdict in verdicts.items():
+        for note in verdict.notes:
+            found.setdefault(note, []).append(name)
+    return [*((tuple(names), note) for note, names in found.items()), *(((), note) for note in file.warnings)]
+
+
+def machines(results: Results) -> str:
+    """Return the hardware of all runs in a few words."""
+    found = {(each["hardware"]["device"], each["hardware"]["threads"]) for each in results.records.values()}
+    return "; ".join(f"{device}, {threads} thread{'s' * (threads != 1)}" for device, threads in sorted(found))
+
+
+def versions(results: Results) -> str:
+    """Return the versions of all runs, several of one library beside each other."""
+    found: dict[str, set[str]] = {}
+    for record in results.records.values():
+        for name, number in record["versions"].items():
+            found.setdefault(name, set()).add(number)
+    return ", ".join(f"{name} {' and '.join(sorted(numbers))}" for name, numbers in sorted(found.items()))
+
+
+def command(paper: str, file: ClaimFile, results: Results | None) -> str:
+    """Return the command that makes the results again."""
+    seeds, source = (results.seeds, results.source) if results else (file.seeds, file.source)
+    return f"kdbench reproduce {paper} --seeds {seeds} --source {source}"
+
+
+def _ways(paper: str, papers: Iterable[str]) -> str:
+    """Return the line of links to the index, to the main page of a part, and to the parts of a paper."""
+    above = paper.rpartition("/")[0]
+    ways = [f"[All papers]({_up(paper)}README.md)"]
+    if above:
+        ways.append(f"part of [{above}](../README.md)")
+    inner = sorted(each for each in papers if each.startswith(f"{paper}/"))
+    ways += [f"part [{each.removeprefix(f'{paper}/')}]({each.removeprefix(f'{paper}/')}/README.md)" for each in inner]
+    return " · ".join(ways)
+
+
+def _up(paper: str) -> str:
+    return "../" * len(PurePosixPath(paper).parts)
 
 
 def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join(lines)
+    told = [[each.replace("|", r"\|") for each in row] for row in rows]  # Markdown reads it so in code too
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *told))
 
 
-def _verdicts(file: ClaimFile, results: Config) -> str:
+def _cell(cell: Cell) -> str:
+    return " / ".join(map(str, cell))
+
+
+def _section(table: Table, results: Results | None = None) -> str:
+    embedded = results is not None and results.source == "embedded" and table.title == "Measured here"
+    note = f"**{EMBEDDED}** {table.note}" if embedded else table.note
+    rows = [[row.label, *map(_cell, row.cells)] for row in table.rows]
+    return f"## {table.title}\n{note}\n\n{_rows(['', *table.head], rows)}"
+
+
+def _verdicts(file: ClaimFile, verdicts: Mapping[str, Verdict]) -> str:
     rows = [
-        [f"**{told['answer']}**", told["says"], f"`{' '.join(told['expect'].split())}`", told["evidence"]]
-        for told in results["claims"].values()
+        [f"**{told.answer}**", file.claims[name].says, f"`{expected(file.claims[name])}`", told.evidence]
+        for name, told in verdicts.items()
     ]
-    notes = [f"- `{name}`: {note}" for name, told in results["claims"].items() for note in told["notes"]]
-    notes += [f"- {warning}" for warning in file.warnings]
+    notes = [
+        f"- {', '.join(f'`{name}`' for name in names)}{': ' if names else ''}{note}"
+        for names, note in grouped_notes(file, verdicts)
+    ]
     table = _rows(["verdict", "claim", "as it is checked", "evidence"], rows)
     return table + ("\n\n" + "\n".join(notes) if notes else "")
 
 
-def _measured(file: ClaimFile, results: Config, arms: Mapping[str, Seeds], columns: list[str]) -> str:
-    if not file.tasks:
+def expected(claim: claims.Claim) -> str:
+    """Return a claim as it is checked, on one line."""
+    return " ".join(claim.expect.text.split())
+
+
+def _claims(file: ClaimFile) -> str:
+    rows = [[claim.says, f"`{expected(claim)}`"] for claim in file.claims.values()]
+    return "Not run yet.\n\n" + _rows(["claim", "as it is checked"], rows)
+
+
+def _equations(paper: str, file: ClaimFile) -> str:
+    if not file.equations:
         return ""
-    embedded = "**These figures rest on embedded (generated) data.** " if results["source"] == "embedded" else ""
-    rows = [
-        [arm, *(spread(arms, arm, task, told.metric) for task, told in file.tasks.items())]
-        for arm in arms
-        if arms[arm].keys() & file.tasks.keys()
-    ]
-    return (
-        f"## Measured here\n{embedded}Mean ± standard deviation over {results['seeds']} seeds, times 100; source "
-        f"`{results['source']}`.\n\n{_rows(['', *columns], rows)}"
-    )
-
-
-def _loyalty(file: ClaimFile, arms: Mapping[str, Seeds], columns: list[str]) -> str:
-    rows = [
-        [
-            f"{name} to {teacher}",
-            *(
-                " / ".join(spread(arms, name, task, metric, teacher) for metric in told.loyalty)
-                for task, told in file.tasks.items()
-            ),
-        ]
-        for name, arm in file.arms.items()
-        for teacher in arm.teachers
-    ]
-    if not rows or not file.tasks:
-        return ""
-    return (
-        "## Loyalty to the teachers\nThe student's predictions against its teacher's on the test inputs, no label involved. "
-        "Tagging and classification: label\nloyalty / probability loyalty (1 - Jensen-Shannon distance, base e); similarity: "
-        f"Pearson. Times 100.\n\n{_rows(['', *columns], rows)}"
-    )
-
-
-def _sizes(arms: Mapping[str, Seeds]) -> str:
     rows = []
-    for arm in arms:
-        if OWN not in arms[arm]:
-            continue
-        names = {name for run in arms[arm][OWN].values() if isinstance(run, Mapping) for name in run}
-        against = sorted(name.partition("@")[2] for name in names if name.startswith("speed_ratio@"))
-        faster = ", ".join(f"{each} {spread(arms, arm, OWN, 'speed_ratio', each, 1)}" for each in against) or "-"
-        cells = (
-            spread(arms, arm, OWN, "parameters", scale=1e-6),
-            spread(arms, arm, OWN, "megabytes", scale=1),
-            spread(arms, arm, OWN, "accuracy"),
-            spread(arms, arm, OWN, "perplexity", scale=1),
-        )
-        rows.append([arm, *(cell.replace(" ± 0.00", "") for cell in cells), faster])
-    if not rows:
-        return ""
-    return (
-        "## Size, own task, speed\nAccuracy (times 100) and perplexity are of each arm's own test; perplexities of different "
-        "vocabularies do not compare.\nSpeed: forward pass of the encoder, the teacher's seconds over the student's in one "
-        f"run.\n\n{_rows(['', 'parameters, M', 'MB', 'accuracy', 'perplexity', 'student faster than'], rows)}"
-    )
+    for each in file.equations:
+        path, line = equations.line(each.code)
+        name = each.code.partition(":")[2]
+        rows.append([each.says, f"`{each.equation}`", f"[`{name}`]({_up(paper)}../{path}#L{line})"])
+    return "## Equations and the code that computes them\n" + _rows(["", "equation", "code"], rows)
 
 
-def _shown(file: ClaimFile, values: Mapping[str, claims.Runs]) -> str:
+def _differences(file: ClaimFile) -> str:
+    lines = "\n".join(f"- {' '.join(each.split())}" for each in file.differences)
+    return f"## Where paper and code differ\n{lines}" if lines else ""
+
+
+def _shown(file: ClaimFile, made: Tables) -> str:
     rows = []
     for told in file.report.values():
-        interval, failed = claims.measure(file, told, values)
+        interval, failed = claims.measure(file, told, made.values)
         rows.append([told.shows, str(interval or "-") + (f"; failed: {', '.join(failed)}" if failed else "")])
     return _rows(["", "mean over pairs"], rows)
 
 
-def _reported(file: ClaimFile, columns: list[str]) -> str:
-    names = list(file.tasks) or list(dict.fromkeys(name for row in file.reported.rows.values() for name in row.scores))
-    rows = [
-        [
-            name,
-            *(
-                f"{row.scores.get(each, '')}{' (unverified)' if each in row.unverified else ''}".strip()
-                for each in names
-            ),
-        ]
-        for name, row in file.reported.rows.items()
-    ]
-    return f"{file.reported.source.strip()}\n\n{_rows(['', *(columns or names)], rows)}"
-
-
-def _made(paper: str, file: ClaimFile, results: Config) -> str:
-    hardware = results["hardware"]
-    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+def _made(paper: str, file: ClaimFile, results: Results | None) -> str:
+    run = f"{file.recipe.strip()}\n\n```\n{command(paper, file, results)}\n```"
+    if results is None:
+        return run
     return (
-        f"{file.recipe.strip()}\n\n```\nkdbench reproduce {paper} --seeds {results['seeds']} --source {results['source']}\n"
-        f"```\n{results['hours']} hours of fitting on {hardware['device']}, {hardware['threads']} threads; {versions}.\n"
+        f"{run}\n{results.hours():.2f} hours of fitting on {machines(results)}; {versions(results)}.\n"
         "Every value and the run it comes from: [results.json](results.json)."
     )

@@ -1,31 +1,16 @@
 """Every arm of a paper's claim with every seed: what is missing is run, and the claims are judged from the records."""
 
 import dataclasses
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from kdbench.errors import UserError, nearest
 from kdbench.files import write_text
-from kdbench.suite import chain, claim_file, claims, experiment, fit, page, report
-from kdbench.suite.chain import Stage
+from kdbench.suite import chain, claim_file, claims, entries, page, report, results, workers
 from kdbench.suite.claims import OWN, Arm, ClaimFile, Task
-from kdbench.suite.experiment import Config
-from kdbench.suite.statistics import Answer
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run: an arm on a task (or its own run), for one pair of a kind of pairs; ``trial`` counts those of a tuned arm."""
-
-    pairs: str
-    arm: str
-    task: str
-    pair: str
-    trial: int
-    stage: Stage
+from kdbench.suite.experiment import Config, Request
+from kdbench.suite.results import Cell, Results
+from kdbench.suite.statistics import Answer, Verdict
 
 
 def reproduce(
@@ -34,7 +19,10 @@ def reproduce(
     source: str | None,
     home: Path,
     dry_run: bool = False,
-) -> dict[str, claims.Verdict]:
+    jobs: int = 1,
+    fresh: bool = False,
+    wandb: str | None = None,
+) -> dict[str, Verdict]:
     """Run what is missing of a paper's arms, judge its claims, write ``results.json`` and ``README.md``; return the verdicts.
 
     Args:
@@ -43,143 +31,93 @@ def reproduce(
         source: of the data of all arms that have none of their own; default: as the claim says.
         home: the folder of all leaderboards.
         dry_run: only count what is found and what would be run.
+        jobs: how many runs are fitted at once.
+        fresh: make a new attempt of every run that is finished.
+        wandb: the project to log to, or None.
     """
     folder = home / paper
-    if not (folder / "claim.yaml").exists():
-        known = [each.parent.name for each in home.glob("*/claim.yaml")]
-        raise UserError(f"There is no '{folder / 'claim.yaml'}'.{nearest(paper, known)}")
-    file = claim_file.load(folder / "claim.yaml")
+    file = load(folder, home)
     file = dataclasses.replace(file, seeds=seeds or file.seeds, source=source or file.source)
-    cells = list(plan(file))
-    missing = sum(cell.stage.record is None for cell in cells)
+    cells = list(plan(file, fresh))
+    missing = sum(not cell.stage.finished for cell in cells)
     out = report.console()
-    out.print(f"{paper}: {len(cells)} runs, {len(cells) - missing} found, {missing} to do; source {file.source}")
+    out.print(
+        f"{paper}: {len(cells)} runs, {len(cells) - missing} found, {missing} to do; source {file.source}",
+        highlight=False,
+    )
     if dry_run:
         return {}
-    for place, cell in enumerate(cells, 1):
-        told = f"  {place}/{len(cells)} {cell.arm} / {cell.task} / {cell.pairs} {cell.pair}"
-        try:
-            fit.fit(cell.stage, quiet=True)
-        except UserError as error:  # one run that fails is a failed pair, not the end of the others
-            told = f"{told} failed: {error}"
-        out.print(told, highlight=False, soft_wrap=True)
-    values, budgets = collect(file, cells), spent(cells)
-    verdicts = claims.judge(file, values, budgets)
-    results = results_of(file, cells, values, verdicts)
-    write_text(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
-    write_text(folder / "README.md", page.markdown(paper, file, results, values))
-    out.print(page.terminal_table(file, results))
-    for name, verdict in verdicts.items():
-        out.print(f"[bold]{verdict.answer}[/]  {file.claims[name].says}", highlight=False, soft_wrap=True)
-        out.print(f"    {file.claims[name].expect.text}", highlight=False, markup=False, soft_wrap=True)
-        out.print(f"    {verdict.evidence}", highlight=False, markup=False, soft_wrap=True)
-    out.print(f"Written: {folder / 'README.md'} and {folder / 'results.json'}")
+    labels = {cell.stage.folder: f"{paper} {cell.arm} {cell.task} {cell.pairs} {cell.pair}" for cell in cells}
+    failed = workers.fit_all([cell.stage for cell in cells], jobs, paper, labels, wandb)
+    found = results.gather(file, cells)
+    verdicts = found.verdicts(file)
+    results.write(folder, found, verdicts)
+    write_text(folder / "README.md", page.markdown(paper, file, found, verdicts, entries.papers(home)))
+    show(file, found, verdicts)
+    for run, why in failed.items():
+        out.print(f"failed: {labels.get(run, run)}: {why}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"Written: {folder / 'README.md'} and {folder / results.FILE}", highlight=False, soft_wrap=True)
     return verdicts
 
 
-def contradicted(verdicts: dict[str, claims.Verdict]) -> bool:
+def load(folder: Path, home: Path) -> ClaimFile:
+    """Return the claim file of a paper (``distilbert_ro``) or of one of its parts (``distilbert_ro/romanian``)."""
+    if not (folder / "claim.yaml").exists():
+        known = [str(each.parent.relative_to(home)) for each in home.rglob("claim.yaml")]
+        raise UserError(f"There is no '{folder / 'claim.yaml'}'.{nearest(str(folder.relative_to(home)), known)}")
+    return claim_file.load(folder / "claim.yaml")
+
+
+def show(file: ClaimFile, found: Results, verdicts: Mapping[str, Verdict]) -> None:
+    """Print the table and the answer to every claim."""
+    out = report.console()
+    out.print(page.terminal_table(file, found))
+    for name, verdict in verdicts.items():
+        out.print(f"[bold]{verdict.answer}[/]  {file.claims[name].says}", highlight=False, soft_wrap=True)
+        for line in (file.claims[name].expect.text, verdict.evidence, *verdict.notes):
+            out.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def contradicted(verdicts: Mapping[str, Verdict]) -> bool:
     """Tell whether a claim was contradicted."""
     return any(verdict.answer is Answer.CONTRADICTED for verdict in verdicts.values())
 
 
-def plan(file: ClaimFile) -> Iterator[Cell]:
+def plan(file: ClaimFile, fresh: bool = False) -> Iterator[Cell]:
     """Yield every run of a claim file, the arms' own runs first, then their tasks.
 
     An arm whose ``seeds`` are ``none`` has one run of its own; its tasks still have every seed.
     """
     for name, arm in file.arms.items():
         for seed in (0,) if arm.seeds == "none" else range(file.seeds):
-            yield from _trials(file, arm, Cell("seeds", name, OWN, str(seed), 0, None), {})
+            yield from _trials(file, name, "seeds", str(seed), {}, fresh)
     for task_name, task in file.tasks.items():
         for name in task.arms or file.arms:
             for seed in range(file.seeds):
-                stage = _stage(file, file.arms[name], task.experiment, _on_task(file, name, task, seed))
-                yield Cell("seeds", name, task_name, str(seed), 0, stage)
+                asked = _request(file, file.arms[name], task.experiment, _on_task(file, name, task, seed))
+                yield Cell("seeds", name, task_name, str(seed), 0, asked, _planned(asked, fresh))
     for kind, ((key, values),) in ((kind, told.items()) for kind, told in file.over.items()):
         for name in dict.fromkeys(_arms_over(file, kind)):
             for value in values:
-                yield from _trials(file, file.arms[name], Cell(kind, name, OWN, str(value), 0, None), {key: value})
+                yield from _trials(file, name, kind, str(value), {key: value}, fresh)
 
 
-def collect(file: ClaimFile, cells: list[Cell]) -> dict[str, claims.Runs]:
-    """Return the metrics of all runs by kind of pairs, arm, task and pair; a run without a record has none."""
-    found: dict[str, Any] = {}
-    for cell in cells:
-        table = found.setdefault(cell.pairs, {}).setdefault(cell.arm, {}).setdefault(cell.task, {})
-        table.setdefault(cell.pair, []).append(metrics_of(cell.stage.record))
-    for arms in found.values():
-        for name, tasks in arms.items():
-            for pairs in tasks.values():
-                for pair, trials in pairs.items():
-                    best = file.arms[name].best
-                    pairs[pair] = [trials[place] for place in best.chosen(trials)] if best else trials[0]
-    return found
-
-
-def metrics_of(record: fit.Record | None) -> claims.Metrics:
-    """Return a record's metrics by the names that claims use: ``macro_f1@student``, ``val/loss``, ``run/seconds``."""
-    if record is None:
-        return {}
-    facts = {f"run/{name}": record[name] for name in ("seconds", "steps", "peak_memory_mb")}
-    return {name.removeprefix("test/"): value for name, value in record["metrics"].items()} | facts
-
-
-def spent(cells: list[Cell]) -> dict[str, dict[str, list[float]]]:
-    """Return the steps and seconds of each own run of each arm, summed over the runs that its student is made from."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for cell in cells:
-        if cell.task != OWN or cell.stage.record is None:
-            continue
-        records = [stage.record for stage in _own_chain(cell.stage)]
-        for measure in ("steps", "seconds"):
-            total = sum(record[measure] for record in records if record is not None)
-            found.setdefault(cell.arm, {}).setdefault(measure, []).append(total)
-    return found
-
-
-def results_of(
-    file: ClaimFile, cells: list[Cell], values: dict[str, claims.Runs], verdicts: dict[str, claims.Verdict]
-) -> Config:
-    """Return what ``results.json`` holds: all values, the run of each, the verdicts, and what they rest on."""
-    done = [cell for cell in cells if cell.stage.record is not None]
-    if not done:
-        raise UserError("Every run failed: there is nothing to judge.")
-    last = done[-1].stage.record
-    return {
-        "source": file.source,
-        "seeds": file.seeds,
-        "values": values,
-        "runs": {
-            f"{cell.pairs}/{cell.arm}/{cell.task}/{cell.pair}/{cell.trial}": f"{cell.stage.name}/{cell.stage.folder.name}"
-            for cell in done
-        },
-        "claims": {
-            name: {
-                "answer": str(verdict.answer),
-                "says": file.claims[name].says,
-                "expect": file.claims[name].expect.text,
-                "evidence": verdict.evidence,
-                "notes": list(verdict.notes),
-            }
-            for name, verdict in verdicts.items()
-        },
-        "hardware": last["hardware"],
-        "versions": last["versions"],
-        "hours": round(sum({c.stage.folder: c.stage.record["seconds"] for c in done}.values()) / 3600, 2),
-    }
-
-
-def _trials(file: ClaimFile, arm: Arm, cell: Cell, changes: Config) -> Iterator[Cell]:
-    seed = int(cell.pair) if cell.pairs == "seeds" else 0
+def _trials(file: ClaimFile, name: str, pairs: str, pair: str, changes: Config, fresh: bool) -> Iterator[Cell]:
+    arm = file.arms[name]
+    seed = int(pair) if pairs == "seeds" else 0
     for trial, told in enumerate(arm.best.of if arm.best else ({},)):
-        stage = _stage(file, arm, arm.experiment, _own(file, arm, seed) | changes | told, seed)
-        yield dataclasses.replace(cell, trial=trial, stage=stage)
+        asked = _request(file, arm, arm.experiment, _own(file, arm, seed) | changes | told, seed)
+        yield Cell(pairs, name, OWN, pair, trial, asked, _planned(asked, fresh))
+
+
+def _planned(asked: Request, fresh: bool) -> chain.Stage:
+    return chain.plan(asked.read(), fresh=fresh, parents=fresh)
 
 
 def _own(file: ClaimFile, arm: Arm, seed: int) -> Config:
     """Return the changes that make an arm's experiment its own run with a seed."""
     own = {"data.source": arm.source or file.source, "seed_everything": 0 if arm.seeds == "none" else seed}
-    return own | arm.set
+    return own | ({} if arm.fit else {"fit": False}) | arm.set
 
 
 def _on_task(file: ClaimFile, name: str, task: Task, seed: int, alone: bool = False) -> Config:
@@ -206,15 +144,14 @@ def _on_task(file: ClaimFile, name: str, task: Task, seed: int, alone: bool = Fa
     return changes | task.set | ({"model.references": references} if references else {})
 
 
-def _stage(file: ClaimFile, arm: Arm, path: str, changes: Config, seed: int = 0) -> Stage:
-    """Plan an experiment with changes; the stages of the file and of the arm reach every stage by the stem of its file."""
+def _request(file: ClaimFile, arm: Arm, path: str, changes: Config, seed: int = 0) -> Request:
+    """Return an experiment with changes; the stages of the file and of the arm reach every stage by the stem of its file."""
     common = _common(file, arm)
     if arm.seeds == "chain":
-        stems = {each.stem for each in Path("experiments").rglob("*.yaml")}
+        stems = sorted({each.stem for each in Path("experiments").rglob("*.yaml")})
         common = {stem: {"seed_everything": seed, **common.get(stem, {})} for stem in stems}
-    asked = experiment.read(path, overrides=[*_of_stem(common, path).items(), *changes.items()])
-    config = experiment.merge(asked.config, {"stages": common}) if common else asked.config
-    return chain.plan(experiment.Experiment(asked.name, asked.root, config))
+    stages = {f"stages.{stem}.{key}": value for stem, told in common.items() for key, value in told.items()}
+    return Request((path,), _of_stem(common, path) | changes | stages)
 
 
 def _common(file: ClaimFile, arm: Arm) -> Config:
@@ -230,10 +167,3 @@ def _arms_over(file: ClaimFile, kind: str) -> Iterator[str]:
     for told in [*file.claims.values(), *file.report.values()]:
         if told.pairs == kind:
             yield from (each.arm for each in (told.expect if isinstance(told, claims.Claim) else told.value).references)
-
-
-def _own_chain(stage: Stage) -> Iterator[Stage]:
-    """Yield a run and those that its student comes from; its teachers cost their own."""
-    yield stage
-    if (parent := stage.parents.get("model.student")) is not None:
-        yield from _own_chain(parent)

@@ -4,13 +4,10 @@ The id is a hash of what can change the result, so the same command finds its ow
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,8 @@ from kdbench.files import write_text
 RECORD = "record.json"
 CONFIG = "config.yaml"
 CHECKPOINT = "checkpoints/last.ckpt"
+BEST = "checkpoints/best.ckpt"
+ITEMS = "items.csv"
 STUDENT = "student"
 
 
@@ -59,27 +58,15 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
     write_text(folder / RECORD, json.dumps(_without_nan(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run; a second process says so and waits until the first has ended, however it ended."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"The run folder '{folder}' cannot be written: {error.strerror}.") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"kdbench: another process works on '{folder}'; waiting for it.", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left half-written: the temporary neighbours of files that are written whole."""
+    """Remove what a killed process left half-written: the temporary neighbours of files that are written whole.
+
+    Only the holder of the folder's lock may do so. Who waits for the lock may make or remove its own neighbour at the
+    same time: what cannot be removed is left to the next sweep.
+    """
     for left in [*folder.glob(".*.*"), *(folder / CHECKPOINT).parent.glob(".*.*")]:
-        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def attempts(folder: Path) -> list[Path]:

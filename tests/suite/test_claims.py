@@ -52,6 +52,10 @@ GOOD = {
         "source": "Table 2",
         "rows": {"Theirs": {"arm": "student", "scores": {"upos": 98.0}, "unverified": ["upos"]}},
     },
+    "equations": [
+        {"says": "Soft targets", "equation": "T^2 KL(p || q)", "code": "kdbench/losses/divergences.py:kl_divergence"}
+    ],
+    "differences": ["The code is followed."],
 }
 BEST = {
     "of": [{"model.optimizer.lr": 1e-3}, {"model.optimizer.lr": 1e-2}],
@@ -99,6 +103,9 @@ def test_a_good_file_is_read_whole(tmp_path):
     assert file.claims["exact"].pairs == "items:query"
     assert file.budget == (claims.Budget("steps", ("student", "plain")),)
     assert file.reported.rows["Theirs"] == claims.Row({"upos": 98.0}, "student", ("upos",))
+    soft = claims.Equation("Soft targets", "T^2 KL(p || q)", "kdbench/losses/divergences.py:kl_divergence")
+    assert file.equations == (soft,)
+    assert file.differences == ("The code is followed.",)
     assert file.warnings == ()
 
 
@@ -131,9 +138,33 @@ FAULTS = [
     (
         "reported/rows/Theirs/scores",
         {"xpos": 1},
-        "reported.rows.Theirs.scores: there is no 'xpos'. Did you mean 'upos'?",
+        "reported.rows.Theirs.unverified: there is no 'upos'. Did you mean 'xpos'?",
     ),
     ("reported/rows/Theirs/unverified", ["ner"], "reported.rows.Theirs.unverified: there is no 'ner'."),
+    ("equations", [], "the file: 'equations' must be a list of tables, not []."),
+    ("equations/0/equation", ..., "equation 1: 'equation' is missing."),
+    ("equations/0/kode", "x", "equation 1: there is no key 'kode'. Did you mean 'code'?"),
+    (
+        "equations/0/code",
+        "kdbench.losses.hints",
+        "equation 1: 'kdbench.losses.hints' is not 'kdbench/<room>/<file>.py:<function or class>'.",
+    ),
+    (
+        "equations/0/code",
+        "kdbench/losses/hint.py:cosine_distance",
+        "equation 1: There is no 'kdbench/losses/hint.py'. Did you mean 'kdbench/losses/hints.py'?",
+    ),
+    (
+        "equations/0/code",
+        "kdbench/losses/divergences.py:kl_divergenc",
+        "equation 1: 'kdbench/losses/divergences.py' has no 'kl_divergenc'. Did you mean 'kl_divergence'?",
+    ),
+    (
+        "differences",
+        "The code is followed.",
+        "the file: 'differences' must be a list of texts, not 'The code is followed.'.",
+    ),
+    ("differences", [" "], "the file: 'differences' must be a list of texts, not [' ']."),
     ("claims", ..., "the file: 'claims' is missing."),
     ("claims/better/expect", ..., "claims.better: 'expect' is missing."),
     ("claims/better/says", 3, "claims.better: 'says' must be a text, not 3."),

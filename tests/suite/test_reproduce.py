@@ -1,6 +1,5 @@
 """A very small claim: two arms, one task, two seeds; and a tuned arm over two mixtures."""
 
-import json
 import math
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 import yaml
 
 from kdbench.errors import UserError
-from kdbench.suite import claim_file, reproduce
+from kdbench.suite import claim_file, leaderboard, reproduce, results
 from kdbench.suite.claims import OWN
 
 ROOT = Path(__file__).parent.parent.parent
@@ -128,12 +127,12 @@ def test_a_small_claim_is_judged_and_judged_again_from_the_records_alone(home, c
         "built_on": "void",
     }
     assert reproduce.contradicted(verdicts)
-    page, results = home / "small" / "README.md", home / "small" / "results.json"
-    first = page.read_bytes(), results.read_bytes()
+    page, told = home / "small" / "README.md", home / "small" / "results.json"
+    first = page.read_bytes(), told.read_bytes()
     text = page.read_text()
     for part in (
         "These figures rest on embedded",
-        "| theirs | 98.0 (unverified) |",
+        "| theirs | 98.00 (unverified) |",
         "| single to cased |",
         " ± ",
         "| **contradicted** | It makes no mistake. | `single.upos.macro_f1 > 0.99` | 0 of 2 pairs |",
@@ -143,14 +142,16 @@ def test_a_small_claim_is_judged_and_judged_again_from_the_records_alone(home, c
         "kdbench reproduce small --seeds 2 --source embedded",
     ):
         assert part in text, part
-    values = json.loads(results.read_text())["values"]["seeds"]["single"]
+    values = results.read(home / "small").values(claim_file.load(home / "small" / "claim.yaml"))["seeds"]["single"]
     assert list(values["upos"]) == list(values[OWN]) == ["0", "1"]
     assert values[OWN]["0"]["run/steps"] == 3
     assert all(math.isfinite(value) for value in values["upos"]["1"].values() if value is not None)
     assert "7 runs, 7 found, 0 to do" not in capsys.readouterr().out
     reproduce.reproduce("small", None, None, home)
     assert "7 runs, 7 found, 0 to do" in capsys.readouterr().out
-    assert (page.read_bytes(), results.read_bytes()) == first
+    assert (page.read_bytes(), told.read_bytes()) == first
+    leaderboard.render(home)
+    assert page.read_bytes() == first[0], "the page is that of the leaderboard"
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from wandb.proto import wandb_internal_pb2 as messages
 
+from kdbench.suite import wandb_records
+
 ROOT = Path(__file__).parent.parent.parent
 CASED = "experiments/distilbert_ro/teacher_cased.yaml"
 SMALL = {
@@ -159,6 +161,22 @@ def test_what_was_measured_is_in_the_summary_and_in_the_table(flagship):
     content = json.loads(table.read_text())
     assert content["columns"] == ["metric", "value"]
     assert dict(content["data"]) == pytest.approx(metrics)
+
+
+@pytest.mark.slow
+def test_the_whole_record_comes_back_from_the_run(flagship):
+    (told,) = offline(flagship)
+    record = json.loads((flagship / "record.json").read_text())
+    assert json.loads(told.summary["record"]) == record
+
+    class Run:
+        name, state, summary = told.run.display_name, "finished", told.summary
+
+    class Api:
+        def runs(self, path, filters):
+            return [Run]
+
+    assert wandb_records.records("somebody/my-project", Api()) == {told.run.display_name: record}
 
 
 @pytest.mark.slow

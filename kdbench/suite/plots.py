@@ -1,0 +1,171 @@
+"""The drawings of the leaderboard, as SVG text: the interval of a claim, and scores against size or speed.
+
+They are drawn when the page is made, take their colours from the page's style sheet, and need no script.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from kdbench.suite.statistics import Interval
+
+WIDE, HIGH = 180, 30
+DOTS = 40  # more pairs than this are left to their interval
+
+
+def interval(margins: Sequence[float], found: Interval | None, told: str, judged: bool = True) -> str:
+    """Return margins as dots around the line of zero, the threshold of a claim, with the interval of their mean.
+
+    Args:
+        margins: by how much the claim holds in each pair; those that are not finite are left out.
+        found: the interval, None for a claim that counts pairs.
+        told: the same in words.
+        judged: whether a value below zero speaks against something.
+    """
+    dots = [margin for margin in margins if math.isfinite(margin)]
+    ends = [found.low, found.high] if found and math.isfinite(found.low) and math.isfinite(found.high) else []
+    low, high = min([0.0, *dots, *ends]), max([0.0, *dots, *ends])
+    room = (high - low or 1.0) * 0.08
+
+    def x(value: float) -> float:
+        return round(3 + (WIDE - 6) * (value - low + room) / (high - low + 2 * room), 1)
+
+    parts = [f'<path class="axis" d="M0 20H{WIDE}"/>', f'<path class="zero" d="M{x(0)} 2V28"/>']
+    if ends:
+        parts.append(f'<path class="bar" d="M{x(ends[0])} 10H{x(ends[1])}M{x(ends[0])} 6v8M{x(ends[1])} 6v8"/>')
+    if found:
+        parts.append(f'<circle class="mean" cx="{x(found.mean)}" cy="10" r="3.5"/>')
+    sides = [(margin, "wrong" if judged and margin < 0 else "right") for margin in dots] if len(dots) <= DOTS else []
+    parts += [f'<circle class="{side}" cx="{x(margin)}" cy="20" r="2.5"/>' for margin, side in sides]
+    return (
+        f'<svg class="interval" viewBox="0 0 {WIDE} {HIGH}" width="{WIDE}" height="{HIGH}" role="img" '
+        f'aria-label="{escape(told)}">{"".join(parts)}</svg>'
+    )
+
+
+@dataclass(frozen=True)
+class Point:
+    """An arm in a plot: where it stands, its spread either way, and whether it is a teacher of others."""
+
+    label: str
+    x: float
+    x_sd: float
+    y: float
+    y_sd: float
+    teacher: bool
+
+
+@dataclass(frozen=True)
+class _Box:
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def towards(self, x: float) -> tuple[str, float]:
+        """Return the end of a text that keeps its place whatever the width of its letters: the one next to ``x``."""
+        if self.left >= x:
+            return "start", self.left
+        return ("end", self.right) if self.right <= x else ("middle", (self.left + self.right) / 2)
+
+    def meets(self, other: "_Box") -> bool:
+        return (
+            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
+        )
+
+
+WIDTH, HEIGHT = 360, 270
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 44
+LETTER, LINE = 7.3, 14.0  # room that a letter and a line of a label take, at the size that the style sheet gives them
+
+
+def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
+    """Return the arms as points with whiskers of one standard deviation, each with its name beside it."""
+    x_ticks = ticks([v for each in points for v in (each.x - each.x_sd, each.x + each.x_sd)])
+    y_ticks = ticks([v for each in points for v in (each.y - each.y_sd, each.y + each.y_sd)])
+
+    def x(value: float) -> float:
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]), 1)
+
+    def y(value: float) -> float:
+        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]), 1)
+
+    floor = HEIGHT - BOTTOM
+    grid = "".join(f"M{x(tick)} {TOP}V{floor}" for tick in x_ticks)
+    grid += "".join(f"M{LEFT} {y(tick)}H{WIDTH - RIGHT}" for tick in y_ticks)
+    parts = [f'<path class="grid" d="{grid}"/>', f'<path class="axis" d="M{LEFT} {TOP}V{floor}H{WIDTH - RIGHT}"/>']
+    parts += [f'<text x="{x(t)}" y="{floor + 16}" text-anchor="middle">{_number(t, x_ticks)}</text>' for t in x_ticks]
+    parts += [f'<text x="{LEFT - 7}" y="{y(t) + 4}" text-anchor="end">{_number(t, y_ticks)}</text>' for t in y_ticks]
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="title" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_title)}</text>')
+    taken = [_Box(x(each.x) - 6, y(each.y) - 6, x(each.x) + 6, y(each.y) + 6) for each in points]
+    for each in points:
+        left, right, low, high = (
+            x(each.x - each.x_sd),
+            x(each.x + each.x_sd),
+            y(each.y - each.y_sd),
+            y(each.y + each.y_sd),
+        )
+        parts.append(f'<path class="whisker" d="M{left} {y(each.y)}H{right}M{x(each.x)} {low}V{high}"/>')
+        taken += [_Box(left, y(each.y) - 1, right, y(each.y) + 1), _Box(x(each.x) - 1, high, x(each.x) + 1, low)]
+    for each in sorted(points, key=lambda point: (point.y, point.label)):
+        place = _place(x(each.x), y(each.y), len(each.label) * LETTER, taken)
+        taken.append(place)
+        near = min(max(x(each.x), place.left), place.right), min(max(y(each.y), place.top), place.bottom)
+        if math.dist(near, (x(each.x), y(each.y))) > 12:
+            parts.append(f'<path class="leader" d="M{x(each.x)} {y(each.y)}L{near[0]:.1f} {near[1]:.1f}"/>')
+        parts.append(_mark(each, x(each.x), y(each.y), y_title))
+        side, edge = place.towards(x(each.x))
+        at = f'x="{edge:.1f}" y="{place.bottom - 3:.1f}" text-anchor="{side}"'
+        parts.append(f'<text class="label" {at}>{escape(each.label)}</text>')
+    told = "; ".join(f"{each.label} {each.y:.4g} at {each.x:.4g}" for each in points)
+    return (
+        f'<svg class="scatter" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(f"{y_title} against {x_title}: {told}")}">{"".join(parts)}</svg>'
+    )
+
+
+def ticks(values: Iterable[float], about: int = 5) -> list[float]:
+    """Return round numbers, evenly apart, from below the lowest value to above the highest."""
+    values = list(values)
+    low, high = min(values), max(values)
+    reach = (high - low) or abs(high) * 0.2 or 1.0
+    low, high = low - 0.06 * reach, high + 0.06 * reach
+    rough = (high - low) / about
+    ten = 10.0 ** math.floor(math.log10(rough))
+    step = next(each * ten for each in (1, 2, 2.5, 5, 10) if each * ten >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [float(f"{place * step:.10g}") for place in range(first, last + 1)]
+
+
+def _number(tick: float, all_ticks: Sequence[float]) -> str:
+    step = all_ticks[1] - all_ticks[0]
+    places = next(n for n in range(12) if abs(round(step, n) - step) < step * 1e-6)
+    return f"{tick:.{places}f}"
+
+
+def _mark(point: Point, x: float, y: float, of: str) -> str:
+    title = f"<title>{escape(f'{point.label}: {of} {point.y:.4g} ± {point.y_sd:.2g}')}</title>"
+    if point.teacher:
+        return f'<rect class="teacher" x="{x - 4.5:.1f}" y="{y - 4.5:.1f}" width="9" height="9">{title}</rect>'
+    return f'<circle class="student" cx="{x}" cy="{y}" r="5">{title}</circle>'
+
+
+def _place(x: float, y: float, width: float, taken: Sequence[_Box]) -> _Box:
+    """Return where a label stands: the nearest free place around its point, within the plot."""
+    best, cost = None, math.inf
+    for away in (9, 14, 20, 27, 35, 44, 54, 66, 80, 96):
+        for turn in range(24):
+            angle = math.tau * turn / 24
+            middle_x, middle_y = x + away * math.cos(angle), y + away * math.sin(angle)
+            left = (
+                middle_x - width * (1 - math.cos(angle)) / 2
+            )  # on the right it begins there, on the left it ends there
+            box = _Box(left, middle_y - LINE / 2, left + width, middle_y + LINE / 2)
+            outside = box.left < LEFT + 2 or box.right > WIDTH or box.top < 2 or box.bottom > HEIGHT - BOTTOM - 1
+            met = sum(box.meets(each) for each in taken)
+            worse = 1000 * met + 5000 * outside + away + 4 * abs(math.sin(angle)) + 3 * (math.cos(angle) < 0)
+            if worse < cost - 1e-9:
+                best, cost = box, worse
+    return best
