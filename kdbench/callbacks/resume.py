@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -19,24 +20,33 @@ from kdbench.files import whole_file
 
 
 class RandomStates(pl.Callback):
-    """Saves the random states with a checkpoint and sets them again at the first batch after loading, not earlier."""
+    """Saves the random states of all ranks with a checkpoint; each sets its own again at the first batch after loading."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of torch, of every CUDA device, of numpy and of Python."""
+        """Return what every rank has drawn so far; all of them take part in writing a checkpoint."""
+        if not dist.is_initialized():
+            return {"ranks": [self._own()]}
+        ranks = [None] * dist.get_world_size()
+        dist.all_gather_object(ranks, self._own())
+        return {"ranks": ranks}
+
+    def _own(self) -> dict[str, Any]:
+        """Return the states of torch, of this process's CUDA device, of numpy and of Python."""
         kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - it is the global state that has to be kept
         return {
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
             "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
             "python": random.getstate(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the states until training goes on; building the loaders draws from them."""
-        self._loaded = state_dict
+        """Keep this rank's states until training goes on; building the loaders draws from them."""
+        ranks = state_dict["ranks"]
+        self._loaded = ranks[dist.get_rank() % len(ranks) if dist.is_initialized() else 0]
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -46,8 +56,8 @@ class RandomStates(pl.Callback):
             return
         states, self._loaded = self._loaded, None
         torch.set_rng_state(states["torch"].cpu())
-        if states["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+        if states["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states["cuda"].cpu())
         kind, keys, *rest = states["numpy"]
         np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
         version, words, gauss = states["python"]

@@ -186,3 +186,31 @@ def test_a_stage_below_a_stage_is_reached_too():
         "distilbert_ro": 300,
         "distilbert_ro/upos": 200,
     }
+
+
+def test_null_deletes_in_another_experiment_too():
+    """``set`` and ``stages`` hold changes: a null in them is kept until they are applied."""
+    alone = {"model.teachers.uncased": None, "model.align": None, "model.objective.soft": {"teacher": "cased.logits"}}
+    task = experiment.Request(("experiments/distilbert_ro/upos.yaml",), {"model.student.set": alone})
+    student = chain.plan(task.read()).parents["model.student"]
+    assert list(chain.arguments(student.config["model"])["teachers"]) == ["cased"]
+    assert "align" not in chain.arguments(student.config["model"])
+    by_stage = experiment.Request(
+        ("experiments/distilbert_ro/upos.yaml",), {f"stages.distilbert_ro.{key}": value for key, value in alone.items()}
+    )
+    assert chain.plan(by_stage.read()).parents["model.student"].config == student.config
+
+
+def test_the_words_of_a_request_ask_for_the_same_run():
+    asked = experiment.Request(
+        ("experiments/distilbert_ro/upos.yaml",),
+        {
+            "seed_everything": 3,
+            "model.optimizer.lr": 1e-05,
+            "stages.distilbert_ro.model.align": None,
+            "data.label": "xpos",
+        },
+    )
+    parsed = cli.parse(["--config", *asked.words()[1:]], {"seed"}, set())
+    overrides = [*parsed.overrides, ("seed_everything", int(parsed.options["seed"]))]
+    assert chain.plan(experiment.read(*parsed.configs, overrides=overrides)).id == chain.plan(asked.read()).id
