@@ -1,6 +1,9 @@
 """A very small claim: two arms, one task, two seeds; and a tuned arm over two mixtures."""
 
 import math
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -184,3 +187,32 @@ def test_every_claim_file_of_the_project_is_whole_and_can_be_planned(path, monke
     file = claim_file.load(path)
     if file.source == "embedded":
         assert list(reproduce.plan(file))
+
+
+@pytest.mark.slow
+def test_two_at_once_fit_nothing_twice_and_agree(home, tmp_path):
+    """The second process waits for the lock of a run and then finds its record."""
+    command = [sys.executable, "-m", "kdbench.cli", "reproduce", "small", "--leaderboards"]
+    shutil.copytree(home, tmp_path / "boards2")
+    both = [
+        subprocess.Popen([*command, str(place)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for place in (home, tmp_path / "boards2")
+    ]
+    told = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    attempts = [len(list(folder.glob("attempt-*"))) for folder in (tmp_path / "runs").glob("**/logs")]
+    assert attempts == [1] * 7, "each run was begun once"
+    first, second = ((place / "small" / "results.json").read_bytes() for place in (home, tmp_path / "boards2"))
+    assert first == second
+
+
+@pytest.mark.slow
+def test_a_fresh_start_makes_new_attempts_of_everything(home):
+    assert reproduce.reproduce("small", 1, None, home).keys() == CLAIM["claims"].keys()
+    first = [cell.stage.folder for cell in reproduce.plan(claim_file.load(home / "small" / "claim.yaml"))]
+    reproduce.reproduce("small", 1, None, home, fresh=True)
+    again = results.read(home / "small")
+    assert all(run.endswith("-2") for *_, run in again.cells)
+    assert all(place.exists() for place in first[:1]), "the old runs stay"
+    teachers = {record["parents"].get("model.student") for record in again.records.values()} - {None}
+    assert all(name.endswith("-2") for name in teachers), "also what the runs are made from"

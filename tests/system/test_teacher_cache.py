@@ -1,6 +1,7 @@
 """Runs with a teacher cache: the weights of a run without it, whatever happens to the store."""
 
 import csv
+import os
 import shutil
 import subprocess
 import sys
@@ -123,6 +124,36 @@ def test_a_replaced_teacher_is_another_teacher(store):
 def test_other_data_are_other_rows(store):
     _, told = run("--data.max_length", "10")
     assert told["rows_computed"] == 2 * 2000
+
+
+@pytest.mark.skipif("KDBENCH_DATA" not in os.environ, reason="KDBENCH_DATA names no folder of real data")
+def test_another_source_reads_nothing_of_the_first(tmp_path, monkeypatch):
+    """One teacher by its weights; its vocabulary, the experiment and the store stay, the sentences are others."""
+    monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "targets"))
+    words = [
+        "--config",
+        "experiments/distilbert_ro/single_cased.yaml",
+        "--trainer.max_steps",
+        "3",
+        "--cache.mode",
+        "on",
+    ]
+    small = [
+        "--stages.teacher_cased.trainer.max_steps",
+        "2",
+        "--stages.teacher_cased.model.student.config.hidden_size",
+        "32",
+    ]
+    parsed = cli.parse([*words, *small], set(), set())
+    first = chain.plan(experiment.read(*parsed.configs, overrides=parsed.overrides))
+    assert fit.fit(first, quiet=True)["cache"]["rows_computed"] == 3 * 32
+    teacher = first.parents["model.teachers.cased"].folder / "student"
+    node = f"{{class_path: FromFolder, init_args: {{folder: {teacher}}}}}"
+    for source, computed in (("local", 3 * 32), ("embedded", 0)):
+        fixed = ["--model.teachers.cased", node, "--model.student", node, "--data.source", source]
+        parsed = cli.parse([*words, *fixed], set(), set())
+        record = fit.fit(chain.plan(experiment.read(*parsed.configs, overrides=parsed.overrides)), quiet=True)
+        assert record["cache"]["rows_computed"] == computed, source
 
 
 class Shuffling(EnsembleDistillation):
