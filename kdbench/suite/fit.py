@@ -272,7 +272,7 @@ def build(stage: Stage, callbacks: list[pl.Callback], loggers: list[Logger] | bo
 def _loggers(stage: Stage, wandb: str | None) -> list[Logger]:
     """Return the CSV of record, a new file for each attempt to finish the run, and W&B when it is asked for."""
     logs = stage.folder / "logs"
-    attempt = len(list(logs.glob("*"))) if logs.exists() else 0
+    attempt = len(list(logs.glob("attempt-*")))
     loggers: list[Logger] = [CSVLogger(logs.parent, name=logs.name, version=f"attempt-{attempt}")]
     if wandb is not None:
         from kdbench.callbacks.wandb import RunLogger
