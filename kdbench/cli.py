@@ -130,7 +130,8 @@ def _fit(argv: list[str]) -> None:
     _prepare_torch()
     from kdbench.suite import fit
 
-    record = fit.fit(stage, wandb=arguments.options.get("wandb"), quiet="quiet" in arguments.flags)
+    project = arguments.options.get("wandb")
+    record = fit.fit(stage, runs.Tracking(project) if project else None, quiet="quiet" in arguments.flags)
     if runs.first_process():
         report.show_record(record, stage.folder, found)
 

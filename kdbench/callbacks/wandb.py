@@ -24,13 +24,16 @@ class RunLogger(WandbLogger):
         experiment: the name of the experiment; the paper before its ``/`` is the group, the rest the job type.
         folder: the run folder.
         config: the merged config; its source of data is a tag.
+        job_type: the arm of a claim that the run is there for; default: that part of the experiment's name.
 
     Raises:
         UserError: W&B cannot be reached, or refuses the key.
     """
 
-    def __init__(self, project: str, experiment: str, folder: Path, config: dict[str, Any]) -> None:
-        paper, _, arm = experiment.partition("/")
+    def __init__(
+        self, project: str, experiment: str, folder: Path, config: dict[str, Any], job_type: str | None = None
+    ) -> None:
+        paper, _, part = experiment.partition("/")
         source = config["data"].get("init_args", {}).get("source", "embedded")
         own = folder.absolute() / "wandb"
         os.environ.setdefault("WANDB_CACHE_DIR", str(own / "cache"))  # by default these two lie in the user's home
@@ -43,7 +46,7 @@ class RunLogger(WandbLogger):
             offline=not _has_key(),
             resume="allow",
             group=paper,
-            job_type=arm or "main",
+            job_type=job_type or part or "main",
             tags=[paper, source],
         )
         self._wandb_init.pop("anonymous", None)  # W&B warns of it, whatever it says

@@ -42,7 +42,9 @@ from kdbench.suite.chain import Stage, arguments
 Record = dict[str, Any]
 
 
-def fit(stage: Stage, wandb: str | None = None, quiet: bool = False, watch: Sequence[pl.Callback] = ()) -> Record:
+def fit(
+    stage: Stage, wandb: runs.Tracking | None = None, quiet: bool = False, watch: Sequence[pl.Callback] = ()
+) -> Record:
     """Fit every stage of a chain that is missing, deepest first, and return the record of the last.
 
     A finished stage is found by its id; one that was interrupted resumes; one whose references are new is tested again.
@@ -98,7 +100,9 @@ def predict(stage: Stage) -> Path:
     return file
 
 
-def _fit_one(stage: Stage, label: str, wandb: str | None, quiet: bool, watch: Sequence[pl.Callback]) -> Record:
+def _fit_one(
+    stage: Stage, label: str, wandb: runs.Tracking | None, quiet: bool, watch: Sequence[pl.Callback]
+) -> Record:
     first = runs.first_process()
     with locks.held(stage.folder) if first else contextlib.nullcontext():
         record = stage.record
@@ -116,7 +120,7 @@ def _fit_one(stage: Stage, label: str, wandb: str | None, quiet: bool, watch: Se
             return _train(stage, label, wandb, quiet, watch)
 
 
-def _train(stage: Stage, label: str, wandb: str | None, quiet: bool, watch: Sequence[pl.Callback]) -> Record:
+def _train(stage: Stage, label: str, wandb: runs.Tracking | None, quiet: bool, watch: Sequence[pl.Callback]) -> Record:
     checkpoint = stage.folder / runs.CHECKPOINT
     cache = teacher_cache(stage.config)
     curves = Curves(stage.folder / runs.BEST)
@@ -269,7 +273,7 @@ def build(stage: Stage, callbacks: list[pl.Callback], loggers: list[Logger] | bo
     return cli
 
 
-def _loggers(stage: Stage, wandb: str | None) -> list[Logger]:
+def _loggers(stage: Stage, wandb: runs.Tracking | None) -> list[Logger]:
     """Return the CSV of record, a new file for each attempt to finish the run, and W&B when it is asked for."""
     logs = stage.folder / "logs"
     attempt = len(list(logs.glob("attempt-*")))
@@ -277,7 +281,7 @@ def _loggers(stage: Stage, wandb: str | None) -> list[Logger]:
     if wandb is not None:
         from kdbench.callbacks.wandb import RunLogger
 
-        loggers.append(RunLogger(wandb, stage.name, stage.folder, stage.config))
+        loggers.append(RunLogger(wandb.project, stage.name, stage.folder, stage.config, wandb.arm))
     return loggers
 
 

@@ -48,7 +48,8 @@ def reproduce(
     if dry_run:
         return {}
     labels = {cell.stage.folder: f"{paper} {cell.arm} {cell.task} {cell.pairs} {cell.pair}" for cell in cells}
-    failed = workers.fit_all([cell.stage for cell in cells], jobs, paper, labels, wandb)
+    arms = {cell.stage.folder: cell.arm for cell in cells}
+    failed = workers.fit_all([cell.stage for cell in cells], jobs, paper, labels, wandb, arms)
     found = results.gather(file, cells)
     verdicts = found.verdicts(file)
     results.write(folder, found, verdicts)
@@ -71,7 +72,8 @@ def load(folder: Path, home: Path) -> ClaimFile:
 def show(file: ClaimFile, found: Results, verdicts: Mapping[str, Verdict]) -> None:
     """Print the table and the answer to every claim."""
     out = report.console()
-    out.print(page.terminal_table(file, found))
+    if file.tasks:
+        out.print(page.terminal_table(file, found))
     for name, verdict in verdicts.items():
         out.print(f"[bold]{verdict.answer}[/]  {file.claims[name].says}", highlight=False, soft_wrap=True)
         for line in (file.claims[name].expect.text, verdict.evidence, *verdict.notes):

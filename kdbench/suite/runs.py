@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ CHECKPOINT = "checkpoints/last.ckpt"
 BEST = "checkpoints/best.ckpt"
 ITEMS = "items.csv"
 STUDENT = "student"
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where a run is logged besides its folder: a W&B project, and the arm of a claim that it is there for."""
+
+    project: str
+    arm: str | None = None
 
 
 def home() -> Path:

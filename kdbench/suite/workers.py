@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from kdbench.errors import UserError
 from kdbench.suite.chain import Stage
+from kdbench.suite.runs import Tracking
 
 LOG = "logs/worker.log"
 _SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in an unknown state
@@ -30,6 +32,7 @@ def fit_all(
     title: str = "",
     labels: Mapping[Path, str] | None = None,
     wandb: str | None = None,
+    arms: Mapping[Path, str] | None = None,
 ) -> dict[Path, str]:
     """Fit stages and all that they are made from, each once and deepest first; return what failed: run folder, sentence.
 
@@ -42,6 +45,7 @@ def fit_all(
         title: of the progress view.
         labels: what a stage is called there, by its folder; default: the name of its experiment.
         wandb: the project to log to, or None.
+        arms: the arm of a claim that a stage is there for, by its folder; W&B shows it.
 
     Raises:
         UserError: ``jobs`` is less than 1.
@@ -52,12 +56,13 @@ def fit_all(
     todo = {folder: stage for folder, stage in ordered.items() if not stage.finished}
     told = {folder: (labels or {}).get(folder, stage.name) for folder, stage in todo.items()}
     view = _View(title, todo, told, [stage for stage in ordered.values() if stage.finished], jobs)
+    tracking = {folder: Tracking(wandb, (arms or {}).get(folder)) for folder in todo} if wandb else {}
     failed: dict[Path, str] = {}
     crew = [_Worker(jobs) for _ in range(min(jobs, len(todo)))]
     try:
         with view:
             while todo or any(worker.stage for worker in crew):
-                _assign(crew, todo, failed, told, view, wandb)
+                _assign(crew, todo, failed, told, view, tracking)
                 _listen(crew, failed, view)
     except BaseException:
         for worker in crew:
@@ -83,7 +88,7 @@ class _Worker:
         self.process.start()
         theirs.close()  # with its only other end in the process, the pipe tells of its death
 
-    def give(self, stage: Stage, wandb: str | None) -> None:
+    def give(self, stage: Stage, wandb: Tracking | None) -> None:
         self.stage = stage
         self.pipe.send((stage, wandb))
 
@@ -109,7 +114,7 @@ def _assign(
     failed: dict[Path, str],
     told: Mapping[Path, str],
     view: "_View",
-    wandb: str | None,
+    tracking: Mapping[Path, Tracking],
 ) -> None:
     """Give every idle worker the first stage whose parents are there; note those whose parents failed."""
     for folder, stage in list(todo.items()):
@@ -124,7 +129,7 @@ def _assign(
         if (stage := next(ready, None)) is None:
             return
         del todo[stage.folder]
-        worker.give(stage, wandb)
+        worker.give(stage, tracking.get(stage.folder))
         view.began(stage)
 
 
@@ -236,7 +241,7 @@ def _work(pipe: Connection, threads: int | None) -> None:
         pipe.send(("ended", _fitted(stage, wandb, pipe)))
 
 
-def _fitted(stage: Stage, wandb: str | None, pipe: Connection) -> str | None:
+def _fitted(stage: Stage, wandb: Tracking | None, pipe: Connection) -> str | None:
     """Fit a stage; return None, or one sentence that says why it failed."""
     from kdbench.callbacks.progress import Steps
     from kdbench.suite import fit
@@ -246,7 +251,7 @@ def _fitted(stage: Stage, wandb: str | None, pipe: Connection) -> str | None:
         with _output_to(log):
             try:
                 if _processes(stage) > 1:
-                    _fit_apart(stage, log)
+                    _fit_apart(stage, wandb, log)
                 else:
                     fit.fit(stage, wandb, quiet=True, watch=[Steps(lambda *told: pipe.send(("step", told)))])
             except (UserError, SystemExit):
@@ -270,10 +275,10 @@ def _processes(stage: Stage) -> int:
     return (devices if isinstance(devices, int) else 1) * trainer.get("num_nodes", 1)
 
 
-def _fit_apart(stage: Stage, log: Path) -> None:
+def _fit_apart(stage: Stage, wandb: Tracking | None, log: Path) -> None:
     """Fit a stage with several devices: the launcher starts the command of this process again, so it needs one of its own."""
     file = stage.folder / "stage.json"
-    file.write_text(json.dumps(stage.as_json()), encoding="utf-8")
+    file.write_text(json.dumps({"stage": stage.as_json(), "wandb": asdict(wandb) if wandb else None}), encoding="utf-8")
     code = subprocess.run([sys.executable, "-m", "kdbench.suite.workers", str(file)]).returncode
     if code:
         last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
@@ -307,8 +312,9 @@ def _end_with_parent() -> None:
 def _main(file: str) -> None:
     from kdbench.suite import fit
 
+    told = json.loads(Path(file).read_text(encoding="utf-8"))
     try:
-        fit.fit(Stage.from_json(json.loads(Path(file).read_text(encoding="utf-8"))), quiet=True)
+        fit.fit(Stage.from_json(told["stage"]), Tracking(**told["wandb"]) if told["wandb"] else None, quiet=True)
     except UserError as error:
         print(f"kdbench: {error}", file=sys.stderr)
         sys.exit(2)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from wandb_offline import Offline
 
 from kdbench.errors import UserError
 from kdbench.suite import claim_file, leaderboard, reproduce, results
@@ -216,3 +217,16 @@ def test_a_fresh_start_makes_new_attempts_of_everything(home):
     assert all(place.exists() for place in first[:1]), "the old runs stay"
     teachers = {record["parents"].get("model.student") for record in again.records.values()} - {None}
     assert all(name.endswith("-2") for name in teachers), "also what the runs are made from"
+
+
+@pytest.mark.slow
+def test_strict_tells_of_a_contradiction_by_its_exit_code(home, tmp_path):
+    command = [sys.executable, "-m", "kdbench.cli", "reproduce", "small", "--seeds", "1", "--leaderboards", str(home)]
+    first = subprocess.run([*command, "--wandb", "trial"], capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    logged = [Offline(file).run for file in (tmp_path / "runs").rglob("*.wandb")]
+    assert {(run.run_group, run.job_type) for run in logged} == {("distilbert_ro", arm) for arm in CLAIM["arms"]}
+    assert len(logged) == 4, "two arms and their task"
+    again = subprocess.run([*command, "--strict"], capture_output=True, text=True)
+    assert again.returncode == 3, "'perfect' is contradicted"
+    assert "4 runs, 4 found, 0 to do" in again.stdout
