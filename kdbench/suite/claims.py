@@ -30,7 +30,7 @@ arms' tables of items, named by a field) or a name of ``over``.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -131,6 +131,11 @@ class Claim:
     pairs: str = "seeds"
     premise: tuple[str, ...] = ()
 
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """The values that it reads."""
+        return self.expect.references
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -140,6 +145,11 @@ class Shown:
     shows: str
     value: Value
     pairs: str = "seeds"
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """The values that it reads."""
+        return self.value.references
 
 
 @dataclass(frozen=True)
@@ -182,6 +192,11 @@ class ClaimFile:
     equations: tuple[Equation, ...] = ()
     differences: tuple[str, ...] = ()
 
+    def references(self) -> Iterator[tuple[str, Reference]]:
+        """Yield all that the claims and the shown values read, each with its kind of pairs."""
+        for told in (*self.claims.values(), *self.report.values()):
+            yield from ((told.pairs, each) for each in told.references)
+
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences for the page: what is permitted, and weakens what the file claims."""
@@ -189,7 +204,7 @@ class ClaimFile:
         if self.seeds < FEW and any(claim.pairs == "seeds" for claim in self.claims.values()):
             found.append(f"{self.seeds} seeds show almost nothing: {FEW} or more for what is judged.")
         for claim in self.claims.values():
-            sides = dict.fromkeys(each.arm for each in claim.expect.references)
+            sides = dict.fromkeys(each.arm for each in claim.references)
             tuned = [name for name in sides if self.arms[name].best]
             plain = [name for name in sides if not self.arms[name].best and self.arms[name].seeds != "none"]
             if tuned and plain:
@@ -227,7 +242,7 @@ def judge(file: ClaimFile, values: Mapping[str, Runs], budgets: Budgets) -> dict
                 for name in claim.premise
                 if (answer := verdict(file.claims[name]).answer) is not Answer.HOLDS
             ]
-            arms = {each.arm for each in claim.expect.references}
+            arms = {each.arm for each in claim.references}
             if found.pairs:
                 reasons += [f"Void: {fault}." for each in file.budget if (fault := _unequal(each, arms, budgets))]
             if reasons:

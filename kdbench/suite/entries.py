@@ -86,7 +86,7 @@ def read(home: Path, paper: str) -> Entry:
 
 def families(file: ClaimFile, root: Path) -> tuple[str, ...]:
     """Return the method families of the arms that are judged, each the name of a file in ``kdbench/methods``."""
-    judged = {each.arm for claim in file.claims.values() for each in claim.expect.references}
+    judged = {each.arm for claim in file.claims.values() for each in claim.references}
     found = set()
     for name in judged:
         arm = file.arms[name]

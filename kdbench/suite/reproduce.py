@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdbench.errors import UserError, nearest
 from kdbench.files import write_text
-from kdbench.suite import chain, claim_file, claims, entries, page, report, results, workers
+from kdbench.suite import chain, claim_file, entries, page, report, results, workers
 from kdbench.suite.claims import OWN, Arm, ClaimFile, Task
 from kdbench.suite.experiment import Config, Request
 from kdbench.suite.results import Cell, Results
@@ -99,7 +99,7 @@ def plan(file: ClaimFile, fresh: bool = False) -> Iterator[Cell]:
                 asked = _request(file, file.arms[name], task.experiment, _on_task(file, name, task, seed))
                 yield Cell("seeds", name, task_name, str(seed), 0, asked, _planned(asked, fresh))
     for kind, ((key, values),) in ((kind, told.items()) for kind, told in file.over.items()):
-        for name in dict.fromkeys(_arms_over(file, kind)):
+        for name in dict.fromkeys(each.arm for pairs, each in file.references() if pairs == kind):
             for value in values:
                 yield from _trials(file, name, kind, str(value), {key: value}, fresh)
 
@@ -163,9 +163,3 @@ def _common(file: ClaimFile, arm: Arm) -> Config:
 
 def _of_stem(common: Config, file: str) -> Config:
     return common.get(Path(file).stem, {})
-
-
-def _arms_over(file: ClaimFile, kind: str) -> Iterator[str]:
-    for told in [*file.claims.values(), *file.report.values()]:
-        if told.pairs == kind:
-            yield from (each.arm for each in (told.expect if isinstance(told, claims.Claim) else told.value).references)

@@ -7,7 +7,7 @@ change of one run is a change of one line.
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -178,20 +178,15 @@ def read(folder: Path) -> Results:
 def _items(file: ClaimFile, cells: Sequence[Cell]) -> dict[str, Any]:
     """Return what the claims read of the arms' tables of items, from the first seed of each."""
     found: dict[str, Any] = {}
-    for pairs, reference in _item_references(file):
+    for pairs, reference in file.references():
+        if not pairs.startswith("items:"):
+            continue
         key = pairs.removeprefix("items:")
         cell = next(c for c in cells if (c.arm, c.task, c.pair) == (reference.arm, reference.task or OWN, "0"))
         table = found.setdefault(pairs, {}).setdefault(cell.arm, {}).setdefault(cell.task, {})
         for row in _item_rows(cell.stage.folder / runs.ITEMS, key, reference):
             table.setdefault(row[key], {})[f"{reference.metric}@student"] = float(row[reference.metric])
     return found
-
-
-def _item_references(file: ClaimFile) -> Iterator[tuple[str, Reference]]:
-    for told in [*file.claims.values(), *file.report.values()]:
-        if told.pairs.startswith("items:"):
-            for each in (told.expect if isinstance(told, claims.Claim) else told.value).references:
-                yield told.pairs, each
 
 
 def _item_rows(table: Path, key: str, reference: Reference) -> list[dict[str, str]]:

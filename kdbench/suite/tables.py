@@ -170,12 +170,11 @@ class Tables:
 
     def evidence(self, told: Claim | Shown) -> list[Evidence]:
         """Return what every pair says, with the runs that it is computed from."""
-        references = (told.expect if isinstance(told, Claim) else told.value).references
         items = told.pairs.startswith("items:")  # rows of the first seed's tables
         found = []
         for pair, value in claims.in_pairs(self.file, told, self.values).items():
             runs: list[str | None] = []
-            for each in references:
+            for each in told.references:
                 kind, place = ("seeds", "0") if items else (told.pairs, pair)
                 table = self.kept.get(kind, {}).get(each.arm, {}).get(each.task or OWN, {})
                 alone = self.file.arms[each.arm].seeds == "none" and len(table) == 1
