@@ -42,9 +42,10 @@ def masked_token_cross_entropy(
     if len(labels) == 0:
         return logits.sum() * 0.0
     if labels.device.type == "cpu":
-        wrong = labels[(labels < 0) | (labels >= logits.shape[-1])]
-        if len(wrong):
-            raise ValueError(f"the label {int(wrong[0])} is outside the {logits.shape[-1]} classes")
+        lowest, highest = (int(each) for each in labels.aminmax())
+        if lowest < 0 or highest >= logits.shape[-1]:
+            wrong = lowest if lowest < 0 else highest
+            raise ValueError(f"the label {wrong} is outside the {logits.shape[-1]} classes")
     if divisor is None:
         return cross_entropy(logits, labels, label_smoothing=label_smoothing)
     return cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum") / divisor
@@ -77,8 +78,13 @@ class CrossEntropy(nn.Module):
         self.label_smoothing, self.over_ranks = label_smoothing, over_ranks
 
     def forward(self, student: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean over labelled positions; ``over_ranks``: the ranks' values average to the mean over all of theirs."""
+        """Return the mean over labelled positions; ``over_ranks``: the ranks' values average to the mean over all of theirs.
+
+        Labels that are distributions ``[N, C]`` give ``-sum_c y_c log q_c``, as mixtures of classes have it.
+        """
         labels = torch.as_tensor(labels)
+        if labels.is_floating_point():
+            return cross_entropy(at_least_float32(student), labels, label_smoothing=self.label_smoothing)
         if not (self.over_ranks and distributed.is_initialized() and torch.is_grad_enabled()):
             return masked_token_cross_entropy(student, labels, label_smoothing=self.label_smoothing)
         count = (labels != IGNORED).sum()

@@ -42,3 +42,20 @@ class CosineRegression(nn.Module):
         """Return the squared error of two vectors' cosine against ``score / scale``."""
         left, right = student
         return cosine_regression(left, right, scores / self.scale)
+
+
+class PairCosineMSE(nn.Module):
+    """``(cos(u_s, v_s) - cos(u_t, v_t))^2``, mean over pairs: the teacher's score of two texts in the place of the gold one.
+
+    Soft labels of a regression (Turc et al. 2019, arXiv 1908.08962, leave it open; Hinton's have no counterpart for one
+    number). Student and teacher may have vectors of different widths.
+    """
+
+    takes_rows: bool = False
+    compares_rows: bool = False
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """Return the squared error of the cosine of two vectors ``[N, H]`` against that of the teacher's two."""
+        (left, right), (first, second) = student, teacher
+        score = cosine_similarity(at_least_float32(first.detach()), at_least_float32(second.detach()), dim=-1)
+        return cosine_regression(left, right, score)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics.pairwise import paired_cosine_distances
 
-from kdbench.losses.regression import CosineRegression, cosine_regression
+from kdbench.losses.regression import CosineRegression, PairCosineMSE, cosine_regression
 
 
 def g(shape, a, phase):
@@ -59,3 +59,17 @@ def test_shapes_that_would_broadcast_are_refused(right, scores):
 def test_a_scale_that_is_not_positive_is_refused(scale):
     with pytest.raises(ValueError, match="scale must be positive"):
         CosineRegression(scale)
+
+
+def test_the_teachers_cosine_takes_the_place_of_the_score():
+    generator = torch.Generator().manual_seed(0)
+    u, v = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    first, second = torch.randn(2, 5, 7, generator=generator, dtype=torch.float64).requires_grad_()
+    found = PairCosineMSE()([u, v], [first, second])
+    cosines = [
+        [float(a @ b / (a.norm() * b.norm())) for a, b in zip(*pair, strict=True)] for pair in ((u, v), (first, second))
+    ]
+    expected = sum((ours - theirs) ** 2 for ours, theirs in zip(*cosines, strict=True)) / 5
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-12)
+    assert torch.autograd.grad(found, first, allow_unused=True) == (None,), "the teacher learns nothing"
+    assert float(PairCosineMSE()([u, v], [u, v]).detach()) == pytest.approx(0, abs=1e-15)
