@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdbench.data import registry
+from kdbench.data.augmentation import Augmentation
+from kdbench.data.base import Item, Row, class_numbers, field, numbered
 from kdbench.data.corruption import IGNORED
 from kdbench.data.samplers import Deal
-from kdbench.data.text import Item, Row, TextData, as_view, field, pad, view_key
-from kdbench.data.tokenizers import TokenizerTraining, encode_words
+from kdbench.data.text import TextData, as_view, pad, view_key
+from kdbench.data.tokenizers import TokenizerTraining, encode_words, split_words
 from kdbench.errors import UserError
 
 
@@ -20,10 +23,7 @@ class LabelledText(TextData):
 
     def as_batch(self, split: str, chosen: Sequence[tuple[Item, int]], roles: Sequence[str]) -> dict[str, Any]:
         """Return id, draw and, for every role and view, the padded ids."""
-        batch: dict[str, Any] = {
-            "id": torch.tensor([item["id"] for item, _ in chosen]),
-            "draw": torch.tensor([draw for _, draw in chosen]),
-        }
+        batch: dict[str, Any] = numbered(chosen)
         for view in self.view_names(split):
             for role in roles:
                 coded = [item[view_key(role, view)] for item, _ in chosen]
@@ -50,6 +50,10 @@ class TextClassification(LabelledText):
         num_workers: see :class:`TextData`.
         deal: see :class:`TextData`.
         train_rows: see :class:`TextData`.
+        transfer: the data set whose training texts are learnt from instead, without labels; the classes, validation and
+            test stay those of ``dataset``.
+        augment: how changed copies of the training texts are made. In each epoch a row comes as itself or as one of its
+            copies, in turn; a copy has no label (``-100``, which the cross-entropy leaves out), the teacher labels it.
     """
 
     task = "classification"
@@ -69,6 +73,8 @@ class TextClassification(LabelledText):
         num_workers: int = 0,
         deal: Deal = "snake",
         train_rows: int | None = None,
+        transfer: str | None = None,
+        augment: Augmentation | None = None,
     ) -> None:
         super().__init__(
             dataset,
@@ -83,19 +89,17 @@ class TextClassification(LabelledText):
             train_rows,
         )
         self.label, self.classes = label, classes
+        self.transfer, self.augment = transfer, augment
+        self.draws = 1 + (augment.copies if augment else 0)
         self.fields = [text] if isinstance(text, str) else list(text)
         if len(self.fields) not in (1, 2):
             raise ValueError(f"a text is one field or a pair of two, got {self.fields}")
 
-    def texts(self, row: Row) -> list[str]:
-        """Return the text, or both texts of the pair."""
-        return [field(row, name) for name in self.fields]
-
     def read_labels(self, rows: dict[str, list[Row]]) -> list[str]:
         """Return the classes as named, or every value of the field in order."""
-        values = sorted({field(row, self.label) for split in rows.values() for row in split})
+        values = class_numbers(rows, self.label)
         if self.classes is None:
-            self.number = {value: place for place, value in enumerate(values)}
+            self.number = values
             return [str(value) for value in values]
         self.number = {value: place for place, own in enumerate(self.classes.values()) for value in own}
         for value in values:
@@ -105,10 +109,32 @@ class TextClassification(LabelledText):
                 )
         return list(self.classes)
 
+    def training_rows(self) -> list[Row]:
+        """Return the training split, or the texts to transfer to, without their labels."""
+        if self.transfer is None:
+            return super().training_rows()
+        rows = registry.load(self.transfer, self.source, "train")
+        return [{name: field(row, name) for name in self.fields} for row in rows]
+
+    def setup(self, stage: str) -> None:
+        """Also make the copies of the training texts."""
+        super().setup(stage)
+        train = self.items["train"]
+        if self.augment is None or "copies" in train[0]:
+            return
+        rows = self.training_rows()[: self.train_rows]
+        words = [split_words(field(row, name)) for row in rows for name in self.fields]
+        self.augment.prepare(words, self.trainer.strategy.root_device)
+        for draw in range(1, self.draws):
+            texts = iter(" ".join(self.augment(text, number, draw)) for number, text in enumerate(words))
+            copies = self.encode([{name: next(texts) for name in self.fields} for _ in rows])
+            for item, copy in zip(train, copies, strict=True):
+                item.setdefault("copies", []).append(copy)
+
     def encode(self, rows: list[Row]) -> list[Item]:
-        """Return the pieces of every view and the number of the class."""
+        """Return the pieces of every view and the number of the class, -100 for a row without one."""
         columns = [[field(row, name) for row in rows] for name in self.fields]
-        items: list[Item] = [{"label": self.number[field(row, self.label)]} for row in rows]
+        items: list[Item] = [{"label": self.number[row[self.label]] if self.label in row else IGNORED} for row in rows]
         for view, tokenizer in self.tokenizers.items():
             coded = tokenizer(*columns, truncation=True, max_length=self.max_length)["input_ids"]
             for item, ids in zip(items, coded, strict=True):
@@ -117,8 +143,15 @@ class TextClassification(LabelledText):
 
     def collate(self, split: str, chosen: Sequence[tuple[Item, int]]) -> dict[str, Any]:
         """Return the views and the classes ``[B]``."""
+        if split == "train" and self.draws > 1:
+            chosen = [self._version(item, draw) for item, draw in chosen]
         batch = self.as_batch(split, chosen, ["inputs"])
         return batch | {"labels": torch.tensor([item["label"] for item, _ in chosen])}
+
+    def _version(self, item: Item, draw: int) -> tuple[Item, int]:
+        """Return a row or one of its copies; in one epoch some rows come as themselves and others as copies."""
+        draw = (draw + item["id"]) % self.draws
+        return (item | item["copies"][draw - 1] if draw else item), draw
 
 
 class TokenTagging(LabelledText):
@@ -259,18 +292,14 @@ class TextSimilarity(LabelledText):
             deal,
             train_rows,
         )
-        self.fields = {"first": first, "second": second}
+        self.fields = [first, second]
         self.score = score
-
-    def texts(self, row: Row) -> list[str]:
-        """Return both texts."""
-        return [field(row, name) for name in self.fields.values()]
 
     def encode(self, rows: list[Row]) -> list[Item]:
         """Return the pieces of both texts in every view, and the score."""
         items: list[Item] = [{"score": float(field(row, self.score))} for row in rows]
         for view, tokenizer in self.tokenizers.items():
-            for role, name in self.fields.items():
+            for role, name in zip(("first", "second"), self.fields, strict=True):
                 texts = [field(row, name) for row in rows]
                 coded = tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
                 for item, ids in zip(items, coded, strict=True):

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from kdbench.data.alignment import aligned_positions
+from kdbench.data.base import Item, Row
 from kdbench.data.corruption import WordView, mask_tokens, mask_words, token_weights
 from kdbench.data.samplers import Deal
-from kdbench.data.text import Item, Row, TextData, as_view, pad, view_key
+from kdbench.data.text import TextData, as_view, pad, view_key
 from kdbench.data.tokenizers import TokenizerTraining, encode_words, split_words
 from kdbench.errors import UserError
 
@@ -76,10 +77,6 @@ class MaskedLanguageModeling(TextData):
             raise ValueError(f"a row has at least one draw, got {draws}")
         self.rate, self.power, self.draws, self.min_length = rate, power, draws, min_length
         self._shared: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
-
-    def texts(self, row: Row) -> list[str]:
-        """Return the text."""
-        return [row["text"]]
 
     def encode(self, rows: list[Row]) -> list[Item]:
         """Return the pieces and the word of each piece, for every view."""

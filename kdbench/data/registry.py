@@ -38,10 +38,10 @@ class Card:
         languages: ISO 639-1 codes.
         licence: of the published data.
         description: one line.
-        embedded: what the generator is and the best score that its rows allow.
         loaders: the function ``module:name`` of each source that the set has: ``embedded(split, count)``,
             ``local(folder, split)`` and ``hub(hub, split)``, each returning rows; imported only when it is used.
         splits: rows of train, validation and test, for the sources where they are fixed.
+        embedded: what the generator is and the best score that its rows allow; nothing where there is none.
         hub: where it lies on the hub.
         local: its folder under ``KDBENCH_DATA``.
         files: its files in that folder, each plain or with ``.gz`` at the end.
@@ -52,9 +52,9 @@ class Card:
     languages: tuple[str, ...]
     licence: str
     description: str
-    embedded: str
     loaders: dict[str, str]
     splits: dict[str, tuple[int, int, int]]
+    embedded: str = ""
     hub: Hub | None = None
     local: str | None = None
     files: tuple[str, ...] = ()
@@ -148,12 +148,15 @@ def _folder(card: Card) -> Path:
     return folder
 
 
-def _sources(embedded: str, readers: str) -> dict[str, str]:
+def _published(language: str, readers: str) -> dict[str, str]:
     return {
-        "embedded": f"kdbench.data.generators.romanian:{embedded}",
-        "local": f"kdbench.data.romanian:local_{readers}",
-        "hub": f"kdbench.data.romanian_hub:hub_{readers}",
+        "local": f"kdbench.data.{language}:local_{readers}",
+        "hub": f"kdbench.data.{language}_hub:hub_{readers}",
     }
+
+
+def _sources(embedded: str, readers: str) -> dict[str, str]:
+    return {"embedded": f"kdbench.data.generators.romanian:{embedded}", **_published("romanian", readers)}
 
 
 PARQUET = "refs/convert/parquet"  # the hub's own conversion: the datasets library no longer runs loading scripts
@@ -169,6 +172,8 @@ RO_FILES = {
     "rosts": ROSTS_FILES,
     "moroco_tweets": MOROCO_FILES,
 }
+TSV_FILES = ("train.tsv", "dev.tsv", "test.tsv")
+EN_FILES = {"sst2": TSV_FILES, "stsb": TSV_FILES, "banking77": ("train.csv", "test.csv", "categories.json")}
 
 CARDS: dict[str, Card] = {
     card.name: card
@@ -252,6 +257,54 @@ CARDS: dict[str, Card] = {
             files=MOROCO_FILES,
         ),
         Card(
+            name="en/text",
+            task="text",
+            languages=("en",),
+            licence="as the sets that it is made of",
+            description="raw English for pre-training (local: the training texts of the sets; hub: a 41st of Wikipedia)",
+            loaders=_published("english", "text"),
+            splits={},
+            hub=Hub("wikimedia/wikipedia", "20231101.en", "main"),
+            local="en",
+            files=tuple(f"{folder}/{file}" for folder, files in EN_FILES.items() for file in files),
+        ),
+        Card(
+            name="en/sst2",
+            task="classification",
+            languages=("en",),
+            licence="not stated",
+            description="sentiment of sentences of film reviews (Stanford Sentiment Treebank, two classes)",
+            loaders=_published("english", "sst2"),
+            splits={"local": (6920, 872, 1821), "hub": (6920, 872, 1821)},
+            hub=Hub("SetFit/sst2", "default", PARQUET),
+            local="en/sst2",
+            files=EN_FILES["sst2"],
+        ),
+        Card(
+            name="en/stsb",
+            task="similarity",
+            languages=("en",),
+            licence="CC BY-SA 4.0",
+            description="pairs of sentences with a similarity from 0 to 5 (STS Benchmark)",
+            loaders=_published("english", "stsb"),
+            splits={"local": (5749, 1500, 1379), "hub": (5749, 1500, 1379)},
+            hub=Hub("mteb/stsbenchmark-sts", "default", PARQUET),
+            local="en/stsb",
+            files=EN_FILES["stsb"],
+        ),
+        Card(
+            name="en/banking77",
+            task="classification",
+            languages=("en",),
+            licence="CC BY 4.0",
+            description="questions to a bank with 77 intents (BANKING77); a tenth of its training rows is for validation",
+            loaders=_published("english", "banking77"),
+            splits={"local": (9003, 1000, 3080), "hub": (9003, 1000, 3080)},
+            hub=Hub("PolyAI/banking77", "default", PARQUET),
+            local="en/banking77",
+            files=EN_FILES["banking77"],
+        ),
+        Card(
             name="synthetic/hidden_markov",
             task="text",
             languages=(),
@@ -270,6 +323,46 @@ CARDS: dict[str, Card] = {
             embedded="A hidden Markov chain; the best masked model has a cross-entropy of 2.78 nats a word, case included.",
             loaders={"embedded": "kdbench.data.generators.hidden_markov_text:skewed_sentences"},
             splits={"embedded": (2000, 200, 400)},
+        ),
+        Card(
+            name="synthetic/state_groups",
+            task="classification",
+            languages=(),
+            licence="Apache-2.0",
+            description="a synthetic language of 12 states in 4 groups: states of words, and 2, 4 or 8 classes of sentences",
+            embedded="A hidden Markov chain; the best models find 99.0% of the test states and 98.7% of the groups.",
+            loaders={"embedded": "kdbench.data.generators.state_groups:sentences"},
+            splits={"embedded": (12000, 1000, 2000)},
+        ),
+        Card(
+            name="synthetic/state_groups_shifted",
+            task="classification",
+            languages=(),
+            licence="Apache-2.0",
+            description="the same words and states with other transitions: the language of state_groups in another domain",
+            embedded="A hidden Markov chain; the best models of it find 96.6% of the test states and 93.0% of the groups.",
+            loaders={"embedded": "kdbench.data.generators.state_groups:shifted_sentences"},
+            splits={"embedded": (12000, 1000, 2000)},
+        ),
+        Card(
+            name="synthetic/state_pairs",
+            task="classification",
+            languages=(),
+            licence="Apache-2.0",
+            description="pairs of sentences of the language of state_groups: is the dominant group the same?",
+            embedded="Pairs of sentences of a hidden Markov chain; the best model tells 98.2% of the test pairs.",
+            loaders={"embedded": "kdbench.data.generators.state_groups:sentence_pairs"},
+            splits={"embedded": (12000, 1000, 2000)},
+        ),
+        Card(
+            name="synthetic/gaussian_tree",
+            task="classification",
+            languages=(),
+            licence="Apache-2.0",
+            description="vectors of 32 numbers in 20 classes on a tree; a tenth of the training labels is wrong",
+            embedded="Gaussians around the leaves of a tree; Bayes' rule tells 82.3% of the test classes.",
+            loaders={"embedded": "kdbench.data.generators.gaussian_classes:vectors"},
+            splits={"embedded": (2000, 1000, 4000)},
         ),
     )
 }

@@ -4,17 +4,13 @@ Rows of every source go through one function a set, which checks the labels and 
 """
 
 import functools
-import gzip
-import hashlib
-import json
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from kdbench.data.normalise import clean, duplicate_key
+from kdbench.data.published import check_label, damaged, held_out, lines, parsed, similarity
 from kdbench.data.registry import RO_FILES, SPLITS, Row, local_file
-from kdbench.errors import UserError
 
 # fmt: off
 UPOS = frozenset({
@@ -53,24 +49,18 @@ def entity_row(words: list[str], ner: list[str], where: str) -> Row:
 def review_row(title: str, content: str, stars: str | int, where: str) -> Row:
     """Return a review with its stars as a number."""
     number = int(stars) if str(stars).isdecimal() else stars
-    _check([number], STARS, where)
+    check_label(number, STARS, where)
     return {"title": _text(title, where), "content": _text(content, where), "stars": number}
 
 
 def pair_row(first: str, second: str, score: str | float, where: str) -> Row:
     """Return a pair with its similarity from 0 to 5."""
-    try:
-        number = float(score)
-    except (TypeError, ValueError):
-        number = -1.0
-    if not 0 <= number <= 5:
-        raise damaged(where, f"{score!r} is no score from 0 to 5")
-    return {"first": _text(first, where), "second": _text(second, where), "score": number}
+    return {"first": _text(first, where), "second": _text(second, where), "score": similarity(score, where)}
 
 
 def dialect_row(text: str, dialect: str, where: str) -> Row:
     """Return a text with its dialect; the label is never a part of the text."""
-    _check([dialect], DIALECTS, where)
+    check_label(dialect, DIALECTS, where)
     return {"text": _text(text, where), "dialect": dialect}
 
 
@@ -108,7 +98,7 @@ def local_rosts(folder: Path, split: str) -> list[Row]:
     """Return the published split."""
     path = local_file(folder, f"RO-STS.{TREEBANK[split]}.tsv")
     rows = []
-    for number, line in _lines(path):
+    for number, line in lines(path):
         columns = line.split("\t")
         if len(columns) != 3:
             raise damaged(f"{path}, line {number}", f"{len(columns)} columns instead of score, sentence, sentence")
@@ -121,8 +111,8 @@ def local_moroco(folder: Path, split: str) -> list[Row]:
     stem = "dev" if split == "validation" else "test"
     path, labels = local_file(folder, f"{stem}.txt"), local_file(folder, f"{stem}.labels")
     rows = []
-    named = [label for _, label in _lines(labels)]
-    for number, line in _lines(path):
+    named = [label for _, label in lines(labels)]
+    for number, line in lines(path):
         text, _, column = line.rpartition("\t")
         if number > len(named) or column != named[number - 1]:
             raise damaged(f"{path}, line {number}", f"the last column does not agree with {labels}")
@@ -142,12 +132,6 @@ def local_text(folder: Path, split: str) -> list[Row]:
     files = [local_file(folder / part, name) for part, names in RO_FILES.items() for name in names]
     stamp = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files)
     return [{"text": text} for text in _texts(folder, stamp) if held_out(text) == split]
-
-
-def held_out(text: str) -> str:
-    """Return the split that a raw text belongs to: of 100 hash values 5 are validation, 5 test, the rest train."""
-    place = int.from_bytes(hashlib.sha256(duplicate_key(text).encode()).digest()[:8]) % 100
-    return "validation" if place < 5 else "test" if place < 10 else "train"
 
 
 @functools.lru_cache(maxsize=1)
@@ -181,7 +165,7 @@ def _trees(folder: Path, split: str) -> Iterator[tuple[Row, str]]:
     path = local_file(folder, f"ro_rrt-ud-{TREEBANK[split]}.conllu")
     words: list[tuple[str, ...]] = []
     text = ""
-    for number, line in [*_lines(path), (0, "")]:
+    for number, line in [*lines(path), (0, "")]:
         if line.startswith("# text = "):
             text = line.removeprefix("# text = ")
         elif not line:
@@ -194,7 +178,7 @@ def _trees(folder: Path, split: str) -> Iterator[tuple[Row, str]]:
             if len(columns) != 10 or not columns[0].replace("-", "").replace(".", "").isdecimal():
                 raise damaged(f"{path}, line {number}", "no word of 10 tab-separated columns")
             if columns[0].isdecimal():
-                _check([columns[3]], UPOS, f"{path}, line {number}")
+                check_label(columns[3], UPOS, f"{path}, line {number}")
                 words.append((columns[1], columns[3], columns[4]))
 
 
@@ -202,7 +186,7 @@ def _annotated(folder: Path, split: str) -> list[tuple[Row, str]]:
     path = local_file(folder, "test.json" if split == "test" else "valid.json")
     rows = []
     for place, entry in enumerate(
-        _entries(path, _json(path), dict.fromkeys(("tokens", "ner_tags", "space_after"), list))
+        _entries(path, parsed(path), dict.fromkeys(("tokens", "ner_tags", "space_after"), list))
     ):
         row = entity_row(entry["tokens"], entry["ner_tags"], f"{path}, entry {place + 1}")
         _check_lengths(entry["tokens"], entry["space_after"], f"{path}, entry {place + 1}")
@@ -216,7 +200,7 @@ def _annotated(folder: Path, split: str) -> list[tuple[Row, str]]:
 
 def _reviews(folder: Path, name: str) -> dict[str, Row]:
     path = local_file(folder, name)
-    content = _json(path)
+    content = parsed(path)
     entries = content.get("reviews") if isinstance(content, dict) else None
     rows = {}
     fields = {"index": (str, int), "title": str, "content": str, "starRating": (str, int)}
@@ -227,31 +211,6 @@ def _reviews(folder: Path, name: str) -> dict[str, Row]:
 
 
 # ---- reading and checking ----
-
-
-def _content(path: Path) -> str:
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return content.decode("utf-8")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise damaged(path, f"a broken gzip file ({error})") from error
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise damaged(f"{path}, line {line}", "not UTF-8 text") from error
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines with their numbers from 1; only line feeds end a line, as texts may hold other separators."""
-    content = _content(path).removesuffix("\n")
-    for number, line in enumerate(content.split("\n") if content else []):
-        yield number + 1, line.removesuffix("\r")
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(_content(path))
-    except json.JSONDecodeError as error:
-        raise damaged(f"{path}, line {error.lineno}", f"not valid JSON ({error.msg})") from error
 
 
 def _entries(path: Path, entries: Any, fields: dict[str, type | tuple[type, ...]]) -> list[Row]:
@@ -274,15 +233,9 @@ def _text(text: Any, where: str) -> str:
 
 def _check(labels: Iterable[Any], known: frozenset[Any], where: str) -> None:
     for label in labels:
-        if not isinstance(label, (str, int)) or label not in known:
-            raise damaged(where, f"the label {label!r} is none of {', '.join(map(str, sorted(known)))}")
+        check_label(label, known, where)
 
 
 def _check_lengths(words: list[str], facts: list[Any], where: str) -> None:
     if len(words) != len(facts):
         raise damaged(where, f"{len(words)} words, but tags or spaces for {len(facts)}")
-
-
-def damaged(where: str | Path, what: str) -> UserError:
-    """Return the error of data that are not as published, to be raised."""
-    return UserError(f"{where}: {what}; replace it with the published data.")

@@ -1,28 +1,26 @@
 """The Romanian sets of Avram et al. (2022, arXiv 2112.12650) from the hub, as the same rows as the local files give."""
 
-from collections.abc import Iterator
-from typing import Any
-
 from huggingface_hub.constants import HF_HUB_OFFLINE
 
+from kdbench.data.fetched import fetch, load, unreachable
 from kdbench.data.normalise import clean
+from kdbench.data.published import damaged, held_out
 from kdbench.data.registry import Hub, Row
-from kdbench.data.romanian import damaged, dialect_row, entity_row, held_out, pair_row, review_row, tagged_row
-from kdbench.errors import UserError
+from kdbench.data.romanian import dialect_row, entity_row, pair_row, review_row, tagged_row
 
 MOROCO_DIALECTS = {"1": "MD", "2": "RO"}
 
 
 def hub_text(hub: Hub, split: str) -> list[Row]:
     """Return the paragraphs of Romanian Wikipedia, 5% for validation and 5% for test by the hash of the text."""
-    paragraphs = (clean(line) for _, row in _fetch(hub, "train") for line in row["text"].split("\n"))
+    paragraphs = (clean(line) for _, row in fetch(hub, "train") for line in row["text"].split("\n"))
     return [{"text": text} for text in paragraphs if text and held_out(text) == split]
 
 
 def hub_rrt(hub: Hub, split: str) -> list[Row]:
     """Return the treebank's own split; multiword ranges, whose tag is ``_``, are skipped."""
     rows = []
-    for where, row in _fetch(hub, split):
+    for where, row in fetch(hub, split):
         kept = [word for word in zip(row["tokens"], row["upos"], row["xpos"], strict=True) if word[1] != "_"]
         words, upos, xpos = (list(column) for column in zip(*kept, strict=True))
         rows.append(tagged_row(words, upos, xpos, where))
@@ -31,12 +29,12 @@ def hub_rrt(hub: Hub, split: str) -> list[Row]:
 
 def hub_ronec(hub: Hub, split: str) -> list[Row]:
     """Return the published split (v2: 9,000 / 1,330 / 2,000 sentences)."""
-    return [entity_row(row["tokens"], row["ner_tags"], where) for where, row in _fetch(hub, split)]
+    return [entity_row(row["tokens"], row["ner_tags"], where) for where, row in fetch(hub, split)]
 
 
 def hub_laroseda(hub: Hub, split: str) -> list[Row]:
     """Return the published test reviews, or the published training reviews: their first 15% for validation."""
-    published = _fetch(hub, "test" if split == "test" else "train")
+    published = fetch(hub, "test" if split == "test" else "train")
     rows = [review_row(row["title"], row["content"], row["starRating"], where) for where, row in published]
     cut = len(rows) * 15 // 100
     return {"train": rows[cut:], "validation": rows[:cut], "test": rows}[split]
@@ -44,13 +42,13 @@ def hub_laroseda(hub: Hub, split: str) -> list[Row]:
 
 def hub_rosts(hub: Hub, split: str) -> list[Row]:
     """Return the published split."""
-    return [pair_row(row["sentence1"], row["sentence2"], row["score"], where) for where, row in _fetch(hub, split)]
+    return [pair_row(row["sentence1"], row["sentence2"], row["score"], where) for where, row in fetch(hub, split)]
 
 
 def hub_moroco(hub: Hub, split: str) -> list[Row]:
     """Return the published split from the authors' repository: the set on the hub has topics but no dialects."""
     if HF_HUB_OFFLINE:  # the datasets library obeys it for the hub alone
-        raise _unreachable(hub.id, "HF_HUB_OFFLINE is set")
+        raise unreachable(hub.id, "HF_HUB_OFFLINE is set")
     repository = hub.id.removeprefix("github.com/")
     return moroco_rows(f"https://raw.githubusercontent.com/{repository}/{hub.revision}/{hub.config}", hub.id, split)
 
@@ -60,7 +58,7 @@ def moroco_rows(base: str, name: str, split: str) -> list[Row]:
     samples, labels = (
         [
             line["text"].partition("\t")
-            for line in _load(name, "text", split, data_files={split: f"{base}/{split}_{part}.txt"})
+            for line in load(name, "text", split, data_files={split: f"{base}/{split}_{part}.txt"})
         ]
         for part in ("samples", "dialect_labels")
     )
@@ -73,41 +71,3 @@ def moroco_rows(base: str, name: str, split: str) -> list[Row]:
             raise damaged(where, f"sample {sample} has the label of {labelled}")
         rows.append(dialect_row(text, MOROCO_DIALECTS.get(label, label), where))
     return rows
-
-
-def _fetch(hub: Hub, split: str) -> Iterator[tuple[str, Row]]:
-    """Yield where a row is and the row, class numbers as their names."""
-    table = _load(hub.id, hub.id, split, data_dir=hub.config, revision=hub.revision)
-    named = {column: feature for column in table.features if (feature := _names(table.features[column])) is not None}
-    for place, row in enumerate(table):
-        decoded = {column: feature.int2str(row[column]) for column, feature in named.items()}
-        yield f"{hub.id} ({split}), row {place + 1}", row | decoded
-
-
-def _names(feature: Any) -> Any:
-    """Return the class names of a column of classes or of lists of classes."""
-    inner = getattr(feature, "feature", feature)
-    return inner if hasattr(inner, "int2str") else None
-
-
-def _load(
-    name: str,
-    path: str,
-    split: str,
-    data_dir: str | None = None,
-    data_files: dict[str, str] | None = None,
-    revision: str | None = None,
-) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset(path, data_dir=data_dir, data_files=data_files, revision=revision, split=split)
-    except Exception as error:  # the client's own, httpx's, fsspec's and the system's errors have no common base
-        raise _unreachable(name, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
-
-
-def _unreachable(name: str, why: str) -> UserError:
-    return UserError(
-        f"The data set '{name}' could not be fetched ({why}): "
-        "connect this machine to the network, or choose the source embedded or local."
-    )

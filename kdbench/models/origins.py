@@ -15,6 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdbench.errors import UserError, nearest
 from kdbench.models.surgery import Facts, Surgery
 
+LOSSES = "losses.safetensors"
+"""Where a run leaves the networks inside its losses, beside its student."""
+
 
 class Origin(abc.ABC):
     """Where a network comes from.
@@ -52,6 +55,10 @@ class Origin(abc.ABC):
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Return the tokenizer that comes with the network, or None."""
 
+    def losses(self) -> Path | None:
+        """Return the file of the loss networks that were trained with the network, where it comes from a run that has any."""
+        return None
+
     def check(self) -> None:  # noqa: B027 - of a config or a hub id nothing can be seen in advance
         """Raise :class:`UserError` when it can be seen without building that the network cannot be had."""
 
@@ -61,8 +68,8 @@ class FromConfig(Origin):
 
     Args:
         architecture: a class of transformers, such as ``BertForMaskedLM``.
-        config: arguments of its config class; ``vocab_size`` and ``pad_token_id`` come from the data's tokenizer when they
-            are not given.
+        config: arguments of its config class; ``vocab_size`` and ``pad_token_id`` come from the data's tokenizer, and the
+            classes of a classifier from the data's labels, when they are not given.
         then: surgeries on it, in order.
     """
 
@@ -83,6 +90,8 @@ class FromConfig(Origin):
         if facts.tokenizer is not None:
             known = {"vocab_size": len(facts.tokenizer), "pad_token_id": facts.tokenizer.pad_token_id}
         filled = {key: value for key, value in known.items() if key in names}
+        if facts.labels and "Classif" in self.architecture and "num_labels" not in self.config:
+            filled |= {"id2label": dict(enumerate(facts.labels))}
         try:
             return kind(kind.config_class(**filled | self.config))
         except (ValueError, TypeError) as error:
@@ -205,6 +214,11 @@ class FromRun(Origin):
         """Raise :class:`UserError` when the run left no network."""
         _check_folder(self.path())
 
+    def losses(self) -> Path | None:
+        """Return the run's file of loss networks, None where its losses had none or something else than its student is meant."""
+        file = self.path().parent / LOSSES
+        return file if self.file == "student" and file.is_file() else None
+
     def path(self) -> Path:
         """Return the folder that the run left."""
         if self.run is None:
@@ -289,8 +303,9 @@ def _load(place: str, architecture: str | None, revision: str | None) -> PreTrai
     """Load a network with every one of its weights; none may be random, left over inside the encoder or of another shape."""
     from transformers import AutoConfig
 
+    import kdbench.models.mlp
     import kdbench.models.packed_encoder
-    import kdbench.models.sentence  # noqa: F401  both register our own architectures with the Auto classes
+    import kdbench.models.sentence  # noqa: F401  all register our own architectures with the Auto classes
 
     with quiet():
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
@@ -336,10 +351,11 @@ def _architecture(name: str) -> Any:
     """Return a class of transformers, or one of our own architectures, by name."""
     import transformers
 
+    from kdbench.models.mlp import MLPClassifier
     from kdbench.models.packed_encoder import PackedEncoder, PackedEncoderForMaskedLM
     from kdbench.models.sentence import SentenceEncoder
 
-    ours = {kind.__name__: kind for kind in (PackedEncoder, PackedEncoderForMaskedLM, SentenceEncoder)}
+    ours = {kind.__name__: kind for kind in (MLPClassifier, PackedEncoder, PackedEncoderForMaskedLM, SentenceEncoder)}
     kind = ours.get(name) or getattr(transformers, name, None)
     if not inspect.isclass(kind) or not (issubclass(kind, PreTrainedModel) or name.startswith("AutoModel")):
         names = [*ours, *(each for each in dir(transformers) if each.endswith("Model") or "For" in each)]

@@ -3,13 +3,13 @@
 import abc
 import copy
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdbench.errors import UserError
+from kdbench.errors import UserError, nearest
 from kdbench.models.layers import LayerKind, layer_map, transformer_blocks
 
 
@@ -87,13 +87,41 @@ class CopyLayers(Surgery):
 
 
 class RandomWeights(Surgery):
-    """The same architecture with fresh random weights: the arm without the teacher's initialisation."""
+    """The same architecture with fresh random weights, in another size where asked: it keeps the vocabulary of its origin.
+
+    Args:
+        config: what is changed of the config, such as ``{num_hidden_layers: 6}``.
+        architecture: another class of transformers with the same config, such as ``BertForMaskedLM`` of a ``BertModel``.
+
+    Raises:
+        UserError: the config has no such key, or transformers no such class of it.
+    """
+
+    def __init__(self, config: dict[str, Any] | None = None, architecture: str | None = None) -> None:
+        self.config, self.architecture = config or {}, architecture
 
     def __call__(self, network: nn.Module, facts: Facts) -> nn.Module:
-        """Return a new network of the same class and config."""
+        """Return a new network."""
         if not isinstance(network, PreTrainedModel):
             raise UserError(f"RandomWeights needs a transformers model, and {type(network).__name__} is none.")
-        return _empty_like(network, copy.deepcopy(network.config))
+        config = copy.deepcopy(network.config)
+        known = {*config.to_dict(), *config.attribute_map}
+        for key, value in self.config.items():
+            if key not in known:
+                raise UserError(f"RandomWeights: {type(config).__name__} has no '{key}'.{nearest(key, known)}")
+            setattr(config, key, value)
+        if self.architecture is None:
+            return _empty_like(network, config)
+        import transformers
+
+        kind = getattr(transformers, self.architecture, None)
+        if getattr(kind, "config_class", None) is not type(config):
+            raise UserError(
+                f"RandomWeights: '{self.architecture}' is no class of transformers with a {type(config).__name__}."
+            )
+        config.architectures = [self.architecture]
+        with torch.device(network.device):
+            return kind(config)
 
 
 class AddHead(Surgery):

@@ -15,7 +15,7 @@ from kdbench.data.registry import CARDS, SPLITS, Hub, load
 from kdbench.errors import UserError
 
 real = pytest.mark.skipif("KDBENCH_DATA" not in os.environ, reason="KDBENCH_DATA is not set: no real Romanian data")
-LOCAL = [name for name, card in CARDS.items() if card.local]
+LOCAL = [name for name, card in CARDS.items() if card.local and card.languages == ("ro",)]
 
 TREE = """\
 # sent_id = 1\r

@@ -1,0 +1,231 @@
+"""What all DataModules share: the rows of a registered data set, their splits, views, batches and loaders.
+
+A batch is a plain dict: ``id`` (row number in its split), ``draw`` (which random version of the row), labels, and the
+views: the keyword arguments of one network each. ``inputs`` is the student's.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from kdbench.data import registry
+from kdbench.data.samplers import Deal, GroupedBatches, ResumableLoader
+from kdbench.errors import UserError, nearest
+
+Row = dict[str, Any]
+Item = dict[str, Any]
+SPLITS_OF = {
+    "fit": ("train", "validation"),
+    "validate": ("train", "validation"),
+    "test": ("train", "test"),
+    "predict": ("train", "test"),
+}
+"""The splits that a stage of Lightning needs; the training rows always, for what is learnt from them (a vocabulary)."""
+
+
+class TaskData(pl.LightningDataModule):
+    """Rows of a registered data set, encoded once, in resumable batches.
+
+    Args:
+        dataset: a name of the registry (``kdbench list data``).
+        source: ``embedded``, ``local`` (a folder named by ``KDBENCH_DATA``) or ``hub``.
+        batch_size: rows in a training batch, on each device.
+        eval_batch_size: rows in a batch of validation and test.
+        num_workers: processes that make batches; 0 makes them in the training process.
+        deal: how the rows of a global batch are dealt to several devices (:class:`GroupedBatches`); where a loss compares
+            rows, they are dealt as they come, and a short last batch is left out.
+        train_rows: learn from the first so many training rows alone; labels are still those of all.
+    """
+
+    task: ClassVar[str]
+    draws: int | None
+    """How many random versions a row has; None: a new one in every epoch."""
+
+    def __init__(
+        self,
+        dataset: str,
+        source: str = "embedded",
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        num_workers: int = 0,
+        deal: Deal = "snake",
+        train_rows: int | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or eval_batch_size < 1:
+            raise ValueError(f"a batch has at least one row, got batch_size {batch_size} and {eval_batch_size}")
+        if train_rows is not None and train_rows < 1:
+            raise ValueError(f"train_rows is at least 1, got {train_rows}")
+        self.dataset, self.source = dataset, source
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.num_workers, self.deal = num_workers, deal
+        self.train_rows = train_rows
+        self.labels: list[str] | None = None
+        self.views: dict[str, str] = {}
+        """The view of each network, by the network's name."""
+        self.tokenizers: dict[str, PreTrainedTokenizerBase | None] = {}
+        """What makes each view; None where no tokenizer does."""
+        self.items: dict[str, list[Item]] = {}
+
+    # ---- what a task says ----
+
+    def read_labels(self, rows: dict[str, list[Row]]) -> list[str] | None:
+        """Return the names of the classes, or None where there are none."""
+        return None
+
+    def training_rows(self) -> list[Row]:
+        """Return the rows that are learnt from, by default those of the training split."""
+        return self.rows["train"]
+
+    def settle_views(self) -> None:
+        """Fill in ``views`` and ``tokenizers``; by default one view, without a tokenizer, serves all networks."""
+        networks = self.trainer.lightning_module.tokenizers()
+        self.tokenizers, self.views = {"inputs": None}, dict.fromkeys(networks, "inputs")
+
+    def encode(self, rows: list[Row]) -> list[Item]:
+        """Return what the batches need of every row: its views and labels."""
+        raise NotImplementedError
+
+    def collate(self, split: str, chosen: Sequence[tuple[Item, int]]) -> dict[str, Any]:
+        """Return the batch of some rows, each with its draw."""
+        raise NotImplementedError
+
+    def grouping(self, items: list[Item], shuffle: bool, compares: bool) -> tuple[list[int] | None, int]:
+        """Return the lengths of the rows, and of how many batches those of like length are put together.
+
+        Args:
+            items: the encoded rows.
+            shuffle: whether the batches are for training.
+            compares: whether a loss compares the rows of a batch with one another.
+        """
+        return None, 1
+
+    # ---- Lightning's hooks ----
+
+    def setup(self, stage: str) -> None:
+        """Read the rows, settle the views of all networks, encode every split that is needed."""
+        if not self.views:
+            content = registry.fingerprint(self.dataset, self.source)
+            self.rows = {split: _rows(self.dataset, self.source, split, content) for split in registry.SPLITS}
+            self.labels = self.read_labels(self.rows)
+            self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+            self.settle_views()
+        for split in SPLITS_OF[stage]:
+            if split not in self.items:
+                rows = self.training_rows()[: self.train_rows] if split == "train" else self.rows[split]
+                self.items[split] = [item | {"id": place} for place, item in enumerate(self.encode(rows))]
+                if not self.items[split]:
+                    raise UserError(f"The split '{split}' of '{self.dataset}' has no row left to use.")
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the training batches: a pure function of seed and epoch, resumable in mid-epoch."""
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> ResumableLoader:
+        """Return the validation batches."""
+        return self._loader("validation", self.eval_batch_size, shuffle=False)
+
+    def test_dataloader(self) -> ResumableLoader:
+        """Return the test batches."""
+        return self._loader("test", self.eval_batch_size, shuffle=False)
+
+    def predict_dataloader(self) -> ResumableLoader:
+        """Return the test batches."""
+        return self.test_dataloader()
+
+    def example(self) -> dict[str, Any]:
+        """Return one small batch with every view."""
+        return self.collate("test", [(item, 0) for item in self.items["train"][:2]])
+
+    def speed_batch(self) -> dict[str, Any]:
+        """Return one full batch of training rows with every view, to measure speed on."""
+        return self.collate("test", [(item, 0) for item in self.items["train"][: self.batch_size]])
+
+    # ---- parts ----
+
+    def view_names(self, split: str) -> list[str]:
+        """Return the views of a split: in training those of the student and its teachers, else those of all networks."""
+        if split != "train":
+            return list(self.tokenizers)
+        learnt = ("student", *self.trainer.lightning_module.teacher_names)
+        return list(dict.fromkeys(self.views[name] for name in learnt))
+
+    def _loader(self, split: str, batch_size: int, shuffle: bool) -> ResumableLoader:
+        items = self.items[split]
+        compares = shuffle and self.trainer.lightning_module.compares_rows
+        lengths, group = self.grouping(items, shuffle, compares)
+        sampler = GroupedBatches(
+            rows=len(items),
+            batch_size=batch_size,
+            lengths=lengths,
+            group=group,
+            seed=self.seed,
+            shuffle=shuffle,
+            drop_last=compares,  # the value of such a loss depends on the number of rows
+            draws=self.draws if shuffle else 1,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+            deal="interleaved" if compares else self.deal,
+        )
+        return ResumableLoader(
+            Rows(items), batch_sampler=sampler, collate_fn=Collate(self, split), num_workers=self.num_workers
+        )
+
+
+class Rows(torch.utils.data.Dataset):
+    """Encoded rows, each asked for together with its draw."""
+
+    def __init__(self, items: list[Item]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, asked: tuple[int, int]) -> tuple[Item, int]:
+        row, draw = asked
+        return self.items[row], draw
+
+
+class Collate:
+    """The collation of one split, as worker processes need it."""
+
+    def __init__(self, data: TaskData, split: str) -> None:
+        self.data, self.split = data, split
+
+    def __call__(self, chosen: Sequence[tuple[Item, int]]) -> dict[str, Any]:
+        """Return the batch."""
+        return self.data.collate(self.split, chosen)
+
+
+@functools.lru_cache(maxsize=24)
+def _rows(dataset: str, source: str, split: str, content: str) -> list[Row]:
+    """Return the rows of a split, read once in a process that fits many runs; ``content`` is their fingerprint."""
+    return registry.load(dataset, source, split)
+
+
+def numbered(chosen: Sequence[tuple[Item, int]]) -> dict[str, Tensor]:
+    """Return the beginning of a batch: ``id`` and ``draw`` of its rows, ``[B]`` each."""
+    return {
+        "id": torch.tensor([item["id"] for item, _ in chosen]),
+        "draw": torch.tensor([draw for _, draw in chosen]),
+    }
+
+
+def class_numbers(rows: dict[str, list[Row]], label: str) -> dict[Any, int]:
+    """Return the number of each value of a label over all splits, in the order of the values."""
+    values = sorted({field(row, label) for split in rows.values() for row in split})
+    return {value: place for place, value in enumerate(values)}
+
+
+def field(row: Row, name: str) -> Any:
+    """Return a field of a row; raise :class:`UserError` when the data set has none of that name."""
+    try:
+        return row[name]
+    except KeyError:
+        raise UserError(f"The rows have no field '{name}', only {sorted(row)}.{nearest(name, row)}") from None
