@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from safetensors.torch import save
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from kdbench.errors import UserError, refused_by_disk
-from kdbench.models.origins import quiet
+from kdbench.files import whole_file
+from kdbench.models.origins import LOSSES, quiet
 
 
 class StudentExport(pl.Callback):
-    """Saves the student and its tokenizer when training has ended.
+    """Saves the student and its tokenizer when training has ended, and beside it the networks inside the losses, if any.
 
     Args:
         folder: where the student lies then, as ``AutoModel.from_pretrained`` takes it.
@@ -30,6 +32,9 @@ class StudentExport(pl.Callback):
         if trainer.is_global_zero:
             data = trainer.datamodule
             save_network(self.folder, pl_module.student, data.tokenizers[data.views["student"]])
+            if networks := pl_module.objective.state_dict():
+                with whole_file(self.folder.parent / LOSSES) as file:
+                    file.write(save({name: value.contiguous() for name, value in networks.items()}))
 
 
 def save_network(

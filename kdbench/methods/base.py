@@ -1,20 +1,23 @@
 """The base of every method family: a student, its teachers, and the objective that says what the student has to match."""
 
 import logging
+import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdbench.data.target_file import TargetFile
 from kdbench.errors import UserError, nearest
 from kdbench.methods.objective import Batch, Match, Objective, Term, Values
-from kdbench.methods.optimizers import LinearDecay, Schedule, parameter_groups, train_only
+from kdbench.methods.optimizers import Constant, LinearDecay, Schedule, parameter_groups, train_only
 from kdbench.methods.reader import FileReader, Reader, StoredReader
-from kdbench.methods.tasks import TASKS
+from kdbench.methods.tasks import TASKS, Unlabelled
+from kdbench.metrics.terms import TermMeans
 from kdbench.models.origins import Facts, FromFolder, FromTargets, Origin
 from kdbench.models.taps import check_view
 
@@ -90,6 +93,8 @@ class Distillation(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the weighted sum of the objective's terms for one batch."""
+        if self.objective.moves:
+            self.objective.move(self._shares())
         batch = self.prepare(batch)
         teacher = self.teach(batch)
         student = self.learn(batch, teacher)
@@ -115,6 +120,16 @@ class Distillation(pl.LightningModule):
     def learn(self, batch: Batch, teacher: Mapping[str, Values]) -> dict[str, Tensor]:
         """Return the taps of the student that the objective reads."""
         return self._student_reader(batch)
+
+    def _shares(self) -> dict[str, float]:
+        """Return how far the fit is, in [0, 1], counted in steps and in epochs."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        batches = steps * self.trainer.accumulate_grad_batches
+        epochs = math.ceil(batches / self.trainer.num_training_batches)
+        return {
+            "step": min(1.0, self.global_step / max(1, steps - 1)),
+            "epoch": min(1.0, self.current_epoch / max(1, epochs - 1)),
+        }
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Look up what is stored for a training batch, while its ids are still on the CPU."""
@@ -158,6 +173,8 @@ class Distillation(pl.LightningModule):
         self.student = self._build("student")
         if self.trained is not None:
             train_only(self.student, self.trained)
+        if self.compares_rows and self.data.batch_size < 2:
+            raise UserError("A loss compares the rows of a batch with one another: data.batch_size is at least 2 then.")
         self.objective.matches = self.matches()
         taps, labelled = self.objective.student_taps(), self.objective.labelled_only("logits")
         self._student_reader = Reader(self.student, taps, self._views("student"), labelled, self.unpad)
@@ -170,7 +187,10 @@ class Distillation(pl.LightningModule):
         self.loyalties = nn.ModuleDict(
             {name: nn.ModuleDict(_named(self.task.loyalties())) for name in self.compared_names if name != "student"}
         )
+        if isinstance(self.task, Unlabelled):
+            self.scores["student"]["scores"] = TermMeans(list(self.objective.terms))
         self._rehearse()
+        self._continue_losses()
 
     def network(self, name: str) -> nn.Module:
         """Return a network; a frozen one is built when it is asked for first, for what the store knows needs no teacher."""
@@ -208,6 +228,8 @@ class Distillation(pl.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimiser over the student and the networks inside the losses, and the schedule by steps."""
         optimizer = self.optimizer(parameter_groups(self, self.weight_decay))
+        if isinstance(self.schedule, Constant):
+            return {"optimizer": optimizer}
         factor = self.schedule.factor(int(self.trainer.estimated_stepping_batches))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -245,6 +267,17 @@ class Distillation(pl.LightningModule):
         except ValueError as error:
             raise UserError(f"The objective does not fit the data or the networks: {error}") from error
         self.student.train(training)
+
+    def _continue_losses(self) -> None:
+        """Let the networks inside the losses go on from the run that left the student, where that run had the same."""
+        file = self.origins["student"].losses()
+        if file is None:
+            return
+        own, left = self.objective.state_dict(), load_file(file)
+        same = {name: value for name, value in left.items() if name in own and own[name].shape == value.shape}
+        self.objective.load_state_dict(same, strict=False)
+        if same:
+            log.info("The losses go on with %d tensors that the student's run left.", len(same))
 
     # ---- watching the terms ----
 
@@ -304,7 +337,10 @@ class Distillation(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score the student."""
-        self._score("student", self._score_reader("student")(batch), batch)
+        if isinstance(self.task, Unlabelled):
+            self._score_terms(batch)
+        else:
+            self._score("student", self._score_reader("student")(batch), batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the student's scores, each over the whole split."""
@@ -312,6 +348,9 @@ class Distillation(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Score the student and every frozen network, and compare their predictions."""
+        if isinstance(self.task, Unlabelled):
+            self._score_terms(batch)
+            return
         outputs = {name: self._score_reader(name)(batch) for name in self.compared_names}
         for name, values in outputs.items():
             self._score(name, values, batch)
@@ -349,7 +388,15 @@ class Distillation(pl.LightningModule):
         values = self._computed("test", list(self.scores))
         for name, metrics in self.loyalties.items():
             values |= {f"test/{key}@{name}": value for key, value in _results(metrics).items()}
+            values |= self._retention(name, values)
         self.log_dict(values)
+
+    def _retention(self, name: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the student's score over that of another network, where more is better: the distillation ratio."""
+        score, order = self.task.chosen_by
+        if order != "highest" or values[f"test/{score}@{name}"] <= 0:
+            return {}
+        return {f"test/retention@{name}": values[f"test/{score}@student"] / values[f"test/{score}@{name}"]}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the student's predictions and the ids of their rows."""
@@ -364,6 +411,24 @@ class Distillation(pl.LightningModule):
         predictions, targets = self.task.predictions(outputs, batch, view), self.task.targets(batch, view)
         for metric in self.scores[name].values():
             metric.update(predictions, *targets)
+
+    def _score_terms(self, batch: Batch) -> None:
+        """Take the terms of the objective on a batch that nothing was learnt from; no store is asked."""
+        teacher = {
+            name: self._held_out_reader(name, taps)(batch) for name, taps in self.objective.teacher_taps().items()
+        }
+        terms = self.objective(self.learn(batch, teacher), teacher, batch)
+        weights = {name: term.weight for name, term in self.objective.terms.items()}
+        self.scores["student"]["scores"].update(terms, weights, len(batch["id"]))
+
+    def _held_out_reader(self, name: str, taps: list[str]) -> Reader:
+        reader = self.teacher_readers[name]
+        if not isinstance(reader, Reader):  # read from the store or from a file so far
+            reader = self._score_readers.get(name) or Reader(
+                self.network(name), taps, self._views(name), unpad=self.unpad
+            )
+            self._score_readers[name] = reader
+        return reader
 
     def _computed(self, split: str, names: list[str]) -> dict[str, Tensor]:
         return {f"{split}/{key}@{name}": value for name in names for key, value in _results(self.scores[name]).items()}

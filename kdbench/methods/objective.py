@@ -18,14 +18,35 @@ Values = Mapping[str, Tensor | TopK]
 
 
 @dataclass
+class Ramp:
+    """A number that moves in a line during a fit.
+
+    Args:
+        start: its value in the first epoch, or at the first step.
+        end: its value in the last one.
+        by: ``step``, or ``epoch``: ``start + (end - start) e / (E - 1)`` in epoch e of E.
+    """
+
+    start: float
+    end: float
+    by: Literal["step", "epoch"] = "step"
+
+    def at(self, share: float) -> float:
+        """Return the value at a share of the way, in [0, 1]."""
+        return self.start + (self.end - self.start) * share
+
+
+@dataclass
 class Term:
     """One term of an objective.
 
     Args:
-        loss: a module ``loss(student, target)``; one that takes rows is given real tokens only, without padding.
+        loss: a module ``loss(student, target)``; one that takes rows is given real tokens only, without padding, and one
+            that takes a mask ``loss(students, teachers, mask)`` lists of whole values ``[B, S, ...]``.
         weight: the factor of the term in the total.
         student: the student's tap ``[view.]tap``; a list when the loss takes several.
-        teacher: a teacher's tap ``name.tap``, or a list of several teachers' taps.
+        teacher: a teacher's tap ``name.tap``. A list, where the student has one tap: those of several teachers. Where the
+            student has a list: as many taps of one teacher, which the loss compares one by one.
         labels: the field of the batch that a supervised loss compares with.
         combine: how several teachers count. ``mean_probabilities`` and ``mean_logits`` make one teacher of those that
             share the student's rows and classes; ``mean_losses`` adds each one's loss. The means of losses and of
@@ -33,6 +54,7 @@ class Term:
         teacher_weights: the weights of the teachers, summing to 1 after division by their sum; equal by default.
         mask: the field of the batch that says which rows count; default: the attention mask of the student's view.
         weights: the field of the batch that weighs the rows.
+        ramps: numbers that move during the fit, by name: ``weight``, or a number of the loss, such as ``temperature``.
     """
 
     loss: nn.Module
@@ -44,10 +66,25 @@ class Term:
     teacher_weights: list[float] | None = None
     mask: str | None = None
     weights: str | None = None
+    ramps: dict[str, Ramp] | None = None
 
     def __post_init__(self) -> None:
         if (self.teacher is None) == (self.labels is None):
             raise ValueError("a term compares the student with either 'teacher' or 'labels': give one of them")
+        one_by_one = self.takes_lists and not getattr(self.loss, "all_pairs", False)
+        if one_by_one and len(self.students) != len(self.teachers):
+            raise ValueError(
+                f"a term compares its student's taps with a teacher's one by one: {len(self.students)} taps "
+                f"({', '.join(self.students)}) need as many of the teacher, not {len(self.teachers)}"
+            )
+        if self.takes_lists and len({name for name, _ in self.teachers}) > 1:
+            raise ValueError("a term that compares lists of taps has one teacher: give each teacher a term of its own")
+        for name in self.ramps or {}:
+            if name != "weight" and not hasattr(self.loss, name):
+                numbers = [key for key, value in vars(self.loss).items() if isinstance(value, float)]
+                raise ValueError(
+                    f"{type(self.loss).__name__} has no number '{name}' that could move.{nearest(name, [*numbers, 'weight'])}"
+                )
         if self.teacher_weights is not None:
             if len(self.teacher_weights) != len(self.teachers):
                 raise ValueError(f"{len(self.teachers)} teachers need as many weights, not {self.teacher_weights}")
@@ -60,6 +97,12 @@ class Term:
     def students(self) -> list[str]:
         """The student's taps as a list."""
         return [self.student] if isinstance(self.student, str) else list(self.student)
+
+    @property
+    def takes_lists(self) -> bool:
+        """Whether the loss is given lists of the student's and the teacher's values."""
+        several = isinstance(self.student, list) or getattr(self.loss, "takes_mask", False)
+        return self.teacher is not None and several
 
     @property
     def teachers(self) -> list[tuple[str, str]]:
@@ -108,6 +151,8 @@ class Objective(nn.Module):
         super().__init__()
         if not any(term.weight for term in terms.values()):
             raise ValueError("the weights of the objective's terms sum to nothing: there is nothing to learn")
+        if taken := [name for name in terms if not name.isidentifier() or hasattr(nn.ModuleDict, name)]:
+            raise ValueError(f"a term cannot be named '{taken[0]}': take another word of letters, digits and _")
         self.terms = dict(terms)
         self.losses = nn.ModuleDict({name: term.loss for name, term in terms.items()})
         self.matches = dict(matches or {})
@@ -137,7 +182,9 @@ class Objective(nn.Module):
         for term in self.terms.values():
             for name, tap in term.teachers:
                 if tap == "logits":
-                    alone = len(term.teachers) == 1 and name not in self.matches
+                    # A loss that compares rows needs the same classes in all of them, one that moves other temperatures.
+                    whole = term.ramps or getattr(term.loss, "compares_rows", False)
+                    alone = len(term.teachers) == 1 and name not in self.matches and not whole
                     known = getattr(term.loss, "temperature", None) if alone else None
                     found.setdefault(name, set()).add(known)
         return {
@@ -150,6 +197,17 @@ class Objective(nn.Module):
     def compares_rows(self) -> bool:
         """Whether a loss compares the rows of a batch with one another, so that which rows meet in it matters."""
         return any(getattr(loss, "compares_rows", False) for loss in self.losses.values())
+
+    @property
+    def moves(self) -> bool:
+        """Whether a number moves during the fit."""
+        return any(term.ramps for term in self.terms.values())
+
+    def move(self, shares: Mapping[str, float]) -> None:
+        """Set every number that moves to its place; ``shares`` tell how far ``step`` and ``epoch`` are, in [0, 1]."""
+        for term in self.terms.values():
+            for name, ramp in (term.ramps or {}).items():
+                setattr(term if name == "weight" else term.loss, name, ramp.at(shares[ramp.by]))
 
     def forward(self, student: Values, teacher: Mapping[str, Values], batch: Batch) -> dict[str, Tensor]:
         """Return the raw value of every term."""
@@ -177,9 +235,15 @@ class Objective(nn.Module):
 
     def _value(self, term: Term, student: Values, teacher: Mapping[str, Values], batch: Batch) -> Tensor:
         values = [student[tap] for tap in term.students]
+        if term.takes_lists:
+            return self._lists(term, values, teacher, batch)
         value = values[0] if len(values) == 1 else values
         if term.labels is not None:
-            return term.loss(value, labels_of(value, field(batch, term.labels)))
+            labels = labels_of(value, field(batch, term.labels))
+            if term.mask is not None:
+                counted = field(batch, term.mask).bool()
+                value, labels = select_rows(value, counted), select_rows(labels, counted)
+            return term.loss(value, labels)
         mask = self._mask(term, value, batch)
         temperature = getattr(term.loss, "temperature", 1.0)
         shares = term.teacher_weights or [1.0] * len(term.teachers)
@@ -199,6 +263,16 @@ class Objective(nn.Module):
             mixed = _combined(together, term.combine, temperature)
             total = total + share * self._loss(term, student_rows, mixed, batch, mask)
         return total
+
+    def _lists(self, term: Term, values: list[Tensor], teacher: Mapping[str, Values], batch: Batch) -> Tensor:
+        name = term.teachers[0][0]
+        if name in self.matches:
+            raise ValueError(f"the taps of the teacher '{name}', whose vocabulary differs, cannot be compared in lists")
+        theirs = [teacher[name][tap] for _, tap in term.teachers]
+        if not getattr(term.loss, "takes_mask", False):
+            return term.loss(values, theirs)
+        view = batch[view_of(term.students[0], batch)]
+        return term.loss(values, theirs, (field(batch, term.mask) if term.mask else view["attention_mask"]).bool())
 
     def _loss(self, term: Term, student: Tensor, teacher: Tensor, batch: Batch, mask: Tensor | None) -> Tensor:
         if term.weights is None:
@@ -224,6 +298,8 @@ def field(batch: Batch, name: str) -> Tensor:
 
 def labels_of(value: Tensor | list[Tensor], labels: Tensor) -> Tensor:
     """Return the labels of a value; of one that holds labelled positions alone ``[N, ...]``, the labels ``[N]`` of these."""
+    if labels.is_floating_point():  # a score or a distribution for each row
+        return labels
     few = isinstance(value, Tensor) and value.dim() == labels.dim()
     return labels[labels != IGNORED] if few and labels.dim() == 2 else labels
 

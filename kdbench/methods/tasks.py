@@ -67,6 +67,25 @@ class Task:
         }
 
 
+class Unlabelled(Task):
+    """Texts without labels, for a student that copies a teacher's inner states: the objective's terms on rows held out."""
+
+    taps = ()
+    chosen_by = ("objective", "lowest")
+
+    def objective(self) -> dict[str, Term]:
+        """Raise ValueError: without labels there is no loss of the task's own."""
+        raise ValueError("the data have no labels, so the objective has to be given")
+
+    def scores(self) -> dict[str, Metric]:
+        """Return nothing: there is nothing to predict."""
+        return {}
+
+    def loyalties(self) -> dict[str, Metric]:
+        """Return nothing: there are no predictions to compare."""
+        return {}
+
+
 class MaskedLanguage(Task):
     """Masked tokens: accuracy and perplexity over the masked positions of each network's own view."""
 
@@ -204,6 +223,7 @@ class Similarity(Task):
 
 
 TASKS: dict[str, type[Task]] = {
+    "unlabelled": Unlabelled,
     "masked_language": MaskedLanguage,
     "classification": Classification,
     "tagging": Tagging,

@@ -5,16 +5,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kdbench.errors import UserError, nearest
 from kdbench.models.layers import transformer_blocks
 from kdbench.models.packed_transformers import call_packed, check_packable, unpacked
+from kdbench.models.sentence import masked_mean
 
 KINDS = (
     "a field of the network's output (logits), hidden_states.i, embedding, query.i, key.i, value.i, "
-    "or the path of a module (its output; with '.input' its input)"
+    "or the path of a module (its output; with '.input' its input); '.first' or '.mean' behind it takes one vector a text"
 )
 # How the libraries call the projections of a block; a fused one holds query, key and value side by side.
 PROJECTIONS = {
@@ -33,7 +35,9 @@ class Taps:
       after the final norm where a language model has one: equal to transformers' own ``hidden_states[i]``, without asking
       the network for all of them; negative numbers count from the end; ``embedding`` is ``hidden_states.0``;
     - ``query.i``, ``key.i``, ``value.i``: the output of that projection in attention layer i, ``[B, S, heads * width]``;
-    - ``module.path``, ``module.path.input``: the (first) output or input of any module, of its last call in the forward.
+    - ``module.path``, ``module.path.input``: the (first) output or input of any module, of its last call in the forward;
+    - any of these with ``.first`` or ``.mean`` behind it: of ``[B, S, H]`` the value at the first real token (``[CLS]``), or
+      the mean over the real tokens, ``[B, H]``.
 
     The hooks stay on the network until ``close`` and store nothing outside a call; any number of readers may share a
     network, and a copied or pickled network works on its own.
@@ -56,8 +60,10 @@ class Taps:
         self.names = list(dict.fromkeys(names))
         self._recorder = _Recorder()
         self._handles: list[Any] = []
-        for name in self.names:
-            self._place(name)
+        modules = dict(network.named_modules())
+        self._pooled = {name: _pooling(name) if name not in modules else (name, None) for name in self.names}
+        for stem in dict.fromkeys(stem for stem, _ in self._pooled.values()):
+            self._place(stem)
 
     def __call__(self, view: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run the network once on the keyword arguments of ``view`` and return ``{name: value}``, gradients attached."""
@@ -71,8 +77,11 @@ class Taps:
         finally:
             self._recorder.values = None
         fields = dict(output) if isinstance(output, Mapping) else getattr(output, "__dict__", {})
-        found = {name: self._pick(name, fields, values) for name in self.names}
-        return found if packed is None else {name: unpacked(value, packed) for name, value in found.items()}
+        stems = dict.fromkeys(stem for stem, _ in self._pooled.values())
+        found = {stem: self._pick(stem, fields, values) for stem in stems}
+        if packed is not None:
+            found = {stem: unpacked(value, packed) for stem, value in found.items()}
+        return {name: _pool(name, found[stem], how, view) for name, (stem, how) in self._pooled.items()}
 
     def close(self) -> None:
         """Take the hooks off the network."""
@@ -200,6 +209,25 @@ class _InputHook:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.recorder.values is not None:
             self.recorder.values[self.name] = args[0] if args else next(iter(kwargs.values()), None)
+
+
+def _pooling(name: str) -> tuple[str, str | None]:
+    """Return the tap without its pooling, and the pooling."""
+    stem, _, how = name.rpartition(".")
+    return (stem, how) if stem and how in ("first", "mean") else (name, None)
+
+
+def _pool(name: str, value: Tensor, how: str | None, view: Mapping[str, Tensor]) -> Tensor:
+    if how is None:
+        return value
+    mask = view.get("attention_mask")
+    if value.dim() != 3 or mask is None or mask.shape != value.shape[:2]:
+        raise UserError(
+            f"The tap '{name}' pools the tokens of texts, and its value has the shape {tuple(value.shape)}."
+        )
+    if how == "mean":
+        return masked_mean(value, mask)
+    return value[torch.arange(len(value), device=value.device), mask.int().argmax(dim=1)]
 
 
 def _has_blocks(network: nn.Module) -> bool:

@@ -1,11 +1,12 @@
 import pytest
 import torch
+from torch import nn
 
 from kdbench.losses.divergences import KLDivergence
 from kdbench.losses.hints import CosineDistance
 from kdbench.losses.language import CrossEntropy
 from kdbench.losses.top_k import top_k
-from kdbench.methods.objective import Objective, Term, labels_of, same_rows
+from kdbench.methods.objective import Objective, Ramp, Term, labels_of, same_rows
 
 
 class Comparing(KLDivergence):
@@ -75,3 +76,75 @@ def test_a_short_teacher_meets_the_students_classes_row_by_row():
     short = Objective({"soft": SOFT})._loss(SOFT, ours, theirs, {}, mask)
     whole = Objective({"soft": SOFT})._loss(SOFT, *same_rows(student, teacher, "logits", 2.0, {}, mask), {}, mask)
     torch.testing.assert_close(short, whole, msg="one class in the tail loses nothing")
+
+
+class Gap(nn.Module):
+    """The mean difference of paired values at the positions that count."""
+
+    takes_mask = True
+
+    def forward(self, students, teachers, mask):
+        return sum((ours - theirs)[mask].mean() for ours, theirs in zip(students, teachers, strict=True))
+
+
+def values_of(*names, shape=(2, 3, 4), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(*shape, generator=generator) for name in names}
+
+
+def test_a_loss_of_lists_gets_the_taps_one_by_one_and_the_mask():
+    term = Term(Gap(), student=["query.-1", "key.-1"], teacher=["large.query.-1", "large.key.-1"])
+    student, teacher = values_of("query.-1", "key.-1"), values_of("query.-1", "key.-1", seed=1)
+    batch = {"inputs": {"attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])}}
+    found = Objective({"gap": term})(student, {"large": teacher}, batch)["gap"]
+    real = batch["inputs"]["attention_mask"].bool()
+    wanted = sum((student[tap] - teacher[tap])[real].mean() for tap in student)
+    torch.testing.assert_close(found, wanted)
+    single = Objective({"gap": Term(Gap(), student="key.-1", teacher="large.key.-1")})
+    torch.testing.assert_close(
+        single(student, {"large": teacher}, batch)["gap"], (student["key.-1"] - teacher["key.-1"])[real].mean()
+    )
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "why"),
+    [
+        (["query.-1", "key.-1"], "large.query.-1", "need as many"),
+        (["query.-1", "key.-1"], ["large.query.-1", "other.key.-1"], "one teacher"),
+    ],
+)
+def test_lists_of_taps_are_pairs_of_one_teacher(student, teacher, why):
+    with pytest.raises(ValueError, match=why):
+        Term(Gap(), student=student, teacher=teacher)
+
+
+def test_numbers_move_in_a_line_by_steps_or_epochs():
+    # Two of five epochs from 2 to 1: the annealed temperature 1.75 of the second epoch.
+    terms = {
+        "soft": Term(KLDivergence(2.0), teacher="cased.logits", ramps={"temperature": Ramp(2.0, 1.0, by="epoch")}),
+        "hidden": Term(CosineDistance(), 1.0, "h", "cased.h", ramps={"weight": Ramp(1.0, 0.0)}),
+    }
+    objective = Objective(terms)
+    objective.move({"step": 0.5, "epoch": 1 / 4})
+    assert objective.terms["soft"].loss.temperature == 1.75
+    assert objective.terms["hidden"].weight == 0.5
+    assert objective.short_logits() == {}, "a temperature that moves needs all logits"
+    with pytest.raises(ValueError, match=r"no number 'temprature' that could move\. Did you mean 'temperature'"):
+        Term(KLDivergence(2.0), teacher="cased.logits", ramps={"temprature": Ramp(2.0, 1.0)})
+
+
+def test_labels_count_only_where_the_mask_says():
+    term = Term(CrossEntropy(), labels="labels", mask="gold")
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    batch = {"labels": torch.tensor([0, 1, 2, 0]), "gold": torch.tensor([True, False, True, False])}
+    found = Objective({"hard": term})({"logits": logits}, {}, batch)["hard"]
+    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(logits[[0, 2]], batch["labels"][[0, 2]]))
+
+
+def test_a_loss_that_compares_rows_needs_all_logits_of_the_teacher():
+    assert Objective({"relation": Term(Comparing(2.0), teacher="cased.logits")}).short_logits() == {}
+
+
+def test_a_term_may_not_be_named_like_a_method():
+    with pytest.raises(ValueError, match="a term cannot be named 'values'"):
+        Objective({"values": SOFT})

@@ -240,3 +240,23 @@ def test_without_padding_real_tokens_have_equal_values(name):
 def test_what_cannot_do_without_padding_says_so_at_once():
     with pytest.raises(UserError, match="cannot be packed"):
         Taps(network_of("GPT2LMHeadModel"), ["logits"], unpad=True)
+
+
+def test_one_vector_a_text_from_its_first_token_or_their_mean():
+    network = network_of("BertModel")
+    view = view_of(network)
+    taps = Taps(network, ["hidden_states.2", "hidden_states.2.first", "hidden_states.2.mean", "query.-1.mean"])
+    values = taps(view)
+    states = values["hidden_states.2"]
+    assert torch.equal(values["hidden_states.2.first"], states[:, 0])
+    torch.testing.assert_close(values["hidden_states.2.mean"][1], states[1, :3].mean(0))
+    assert values["query.-1.mean"].shape == (2, 32)
+    left = {key: value.flip(1) for key, value in view.items()}  # padding in front: the first real token is meant
+    values = taps(left)
+    assert torch.equal(values["hidden_states.2.first"][1], values["hidden_states.2"][1, 2])
+
+
+def test_pooling_needs_tokens():
+    network = network_of("RobertaForSequenceClassification")
+    with pytest.raises(UserError, match=r"'logits.mean' pools the tokens of texts, and its value has the shape \(2, "):
+        Taps(network, ["logits.mean"])(view_of(network))
