@@ -30,6 +30,8 @@ kdbench: knowledge distillation papers as runnable experiments and checkable cla
                                                  --index N of it
   kdbench leaderboard [PAPER ...]                render leaderboards/ from the records; --wandb ENTITY/PROJECT adds those of
                                                  finished Weights & Biases runs, --leaderboards DIR is another folder
+  kdbench recommend PAPER --data.dataset NAME ...    the pipelines of a paper's records to try first on a new task;
+                                                 --top N, --metric NAME, --teacher-score X where it is known
   kdbench cache     --config FILE ...            compute ahead what the teachers of an experiment say; later runs read it
   kdbench cache     list | prune [--keep-gb N]   what is stored of teachers; remove all, or the least recently used
   kdbench list      [papers|data|models|losses|methods|metrics]   what there is
@@ -317,6 +319,27 @@ def _sweep(argv: list[str]) -> None:
     sweep.start(folder, runs, options, jobs, told.get("wandb"), dry_run)
 
 
+def _recommend(argv: list[str]) -> None:
+    arguments = parse(argv, {"top", "metric", "teacher-score", "seed", "leaderboards"}, set())
+    if len(arguments.words) != 1:
+        raise UserError(
+            "Name one paper whose records are learnt from: 'kdbench recommend distiller --data.dataset ...'."
+        )
+    told = arguments.options
+    _prepare_torch()
+    from kdbench.suite import recommend
+
+    recommend.recommend(
+        arguments.words[0],
+        Path(told.get("leaderboards", "leaderboards")),
+        dict(arguments.overrides),
+        top=_whole("top", told.get("top", "3")),
+        metric=told.get("metric", "accuracy"),
+        teacher_score=_number("teacher-score", told["teacher-score"]) if "teacher-score" in told else None,
+        seed=_whole("seed", told.get("seed", "0")),
+    )
+
+
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "fit": _fit,
     "validate": _evaluate("validate"),
@@ -325,6 +348,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "cache": _cache,
     "reproduce": _reproduce,
     "leaderboard": _leaderboard,
+    "recommend": _recommend,
     "sweep": _sweep,
     "list": _list,
     "export": _export,

@@ -7,7 +7,7 @@ from pathlib import Path
 from kdbench.errors import UserError, nearest
 
 PACKAGE = Path(__file__).parent.parent
-ROOMS = ("methods", "losses", "models", "data", "metrics", "callbacks")
+ROOMS = ("methods", "losses", "models", "data", "metrics", "callbacks", "studies")
 TORCH = {
     "Adam": "torch.optim.Adam",
     "AdamW": "torch.optim.AdamW",

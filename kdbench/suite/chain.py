@@ -29,6 +29,7 @@ IDLE = {
     "data": ("num_workers", "eval_batch_size"),
 }
 
+DATA_SETS = ("dataset", "transfer")  # the arguments of a DataModule that name data sets
 LOSSY = ("dtype", "top_k")  # the settings of the teacher cache that change what the student learns from
 
 
@@ -51,7 +52,7 @@ class Stage:
     @property
     def references(self) -> dict[str, str]:
         """What each reference of the config is: the run or the folder that the student is compared with."""
-        found = arguments(self.config["model"]).get("references") or {}
+        found = arguments(self.config.get("model")).get("references") or {}
         made = {name: self.parents.get(f"model.references.{name}") for name in found}
         return {
             name: f"{run.name}/{run.folder.name}" if (run := made[name]) else runs.digest(each)
@@ -90,7 +91,7 @@ class Stage:
         ids = [node["init_args"]["name"] for _, node in experiment.nodes(self.config) if node["class_path"] == FROM_HUB]
         data = arguments(self.config.get("data", {}))
         if data.get("source") == "hub":
-            ids += registry.hub_ids(data["dataset"])
+            ids += [each for key in DATA_SETS if data.get(key) for each in registry.hub_ids(data[key])]
         return list(dict.fromkeys(ids))
 
 
@@ -173,7 +174,8 @@ def _identity(name: str, config: Config, parents: dict[str, Stage]) -> Config:
             node["init_args"]["file"] = _content(Path(node["init_args"]["file"]))
         node["class_path"] = catalogue.short(node["class_path"])
     data = arguments(config.get("data"))
-    content = registry.fingerprint(data["dataset"], data.get("source", "embedded")) if "dataset" in data else None
+    contents = [registry.fingerprint(data[key], data.get("source", "embedded")) for key in DATA_SETS if data.get(key)]
+    content = contents[0] if len(contents) == 1 else contents or None
     made_from = {place: stage.id for place, stage in parents.items() if not _is_idle(place)}
     return {"name": name, "config": kept, "data": content, "parents": made_from}
 

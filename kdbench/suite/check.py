@@ -15,7 +15,8 @@ def check(config: Config) -> None:
 
     from kdbench.callbacks.teacher_cache import TeacherCache
 
-    faults = [f"'{key}:' is missing." for key in ("model", "data") if key not in config]
+    needed = ("model", "data") if "study" not in config else ()
+    faults = [f"'{key}:' is missing." for key in needed if key not in config]
     for place, node in experiment.nodes(config):
         faults += _faults_of(place, node)
     known = inspect.signature(pl.Trainer.__init__).parameters.keys() - {"self"}

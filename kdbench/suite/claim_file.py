@@ -1,7 +1,9 @@
 """Reading a claim file: every fault at once, a line each, with the nearest valid name."""
 
+import fnmatch
+import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,7 @@ class _Sheet:
 
     def file(self) -> ClaimFile | None:
         """Return the whole file, None when it has a fault."""
+        self.top["arms"] = dict(self.grids())
         self.arms = self.part("arms", self.arm)
         self.tasks = self.part("tasks", self.task)
         parts = {
@@ -171,6 +174,28 @@ class _Sheet:
         for stem, changes in stages.items():
             if not _FITS[_TABLE](changes):
                 self.faults.append(f"{where}: '{stem}' must be {_TABLE}, not {_brief(changes)}.")
+
+    def grids(self) -> Iterator[tuple[str, Any]]:
+        """Yield the arms as told, and in the place of one with a ``grid`` an arm for each combination of its levels."""
+        for name, told in self.top.get("arms", {}).items():
+            if not isinstance(told, dict) or "grid" not in told:
+                yield name, told
+                continue
+            common = {key: value for key, value in told.items() if key != "grid"}
+            factors = told["grid"] if _FITS[_TABLE](told["grid"]) else {}
+            levels = [level for level in factors.values() if _FITS[_TABLE](level)]
+            if not factors or len(levels) < len(factors):
+                self.faults.append(
+                    f"arms.{name}.grid: it holds factors, each a table of levels, each a table of changes."
+                )
+                continue
+            for combination in itertools.product(*(level.items() for level in levels)):
+                arm = dict(common)
+                for _, changes in combination:
+                    for key, value in (changes or {}).items():
+                        arm[key] = {**arm.get(key, {}), **value} if isinstance(value, dict) else value
+                names = [level for level, _ in combination]
+                yield "_".join((name, *names)), arm | {"says": ", ".join(names)}
 
     def arm(self, where: str, name: str, told: Any) -> Arm | None:
         """Read an arm."""
@@ -242,7 +267,7 @@ class _Sheet:
     def expression(self, where: str, text: str | None, read: Callable[[str], Any]) -> Any:
         """Return what ``read`` makes of a text, None where it cannot."""
         try:
-            return read(text) if text is not None else None
+            return read(text, self.top.get("arms", {})) if text is not None else None
         except UserError as error:
             self.faults.append(f"{where}: {error}")
             return None
@@ -287,7 +312,10 @@ class _Sheet:
         where = f"budget {place}"
         kept = self.table(where, told, _BUDGET, ("equal", "arms"))
         self.among(f"{where}.equal", [kept.get("equal")], expressions.AXES)
-        self.among(f"{where}.arms", kept.get("arms", ()), self.top.get("arms", {}))
+        arms = self.top.get("arms", {})
+        patterns = {told: fnmatch.filter(arms, told) if "*" in told else [told] for told in kept.get("arms", ())}
+        kept["arms"] = tuple(arm for told, names in patterns.items() for arm in names or [told])
+        self.among(f"{where}.arms", kept["arms"], arms)
         return Budget(**kept) if {"equal", "arms"} <= kept.keys() else None
 
     def equation(self, place: int, told: Any) -> Equation | None:

@@ -9,6 +9,7 @@ The file::
     arms:
       teacher: {experiment: experiments/paper/teacher.yaml, seeds: none}      # fitted once
       student: {experiment: experiments/paper.yaml, set: {trainer.max_steps: 300}, stages: {teacher: {..}}, teachers: [teacher]}
+      pipe: {experiment: .., grid: {loss: {ce: {}, mse: {set: {..}}}, data: {few: {stages: {..}}, many: {}}}}   # pipe_ce_few, ...
       tuned: {experiment: .., best: {of: [{model.temperature: 1}, {model.temperature: 4}], by: val.loss, order: lowest, keep: 1}}
     tasks:                     # each arm's network on each of them; default: the arms' own runs alone
       upos: {experiment: experiments/paper/upos.yaml, metric: macro_f1, shown: macro-F1, loyalty: [label_loyalty], arms: [..]}

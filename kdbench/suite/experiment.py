@@ -22,7 +22,7 @@ from kdbench.suite import catalogue
 Config = dict[str, Any]
 DEFAULTS = Path(__file__).parent.parent / "defaults.yaml"
 CHANGES = frozenset({"stages", "set"})
-TOP = ("base", "model", "data", "trainer", "cache", "fit", "seed_everything", "stages")
+TOP = ("base", "model", "data", "study", "trainer", "cache", "fit", "seed_everything", "stages")
 
 
 @dataclass(frozen=True)

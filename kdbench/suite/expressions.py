@@ -16,6 +16,7 @@ The notation::
   validation chose), ``at(x)`` (linear between its points), ``area`` (its mean height over x, by trapezia),
   ``first_below(v)`` and ``first_above(v)`` (the first x beyond v, infinite when there is none). x counts ``steps``;
   ``at(60, seconds)``, ``area(examples)`` and so on choose another axis.
+- The arms of a grid may be named together, ``mean(pipe_*_mse_*.accuracy)``: as many values as there are such arms.
 - Numbers, ``+ - * / **``, parentheses, ``abs min max mean log10 log2 ln sqrt exp``; ``< <= > >= ==``, also in a chain.
 - Everything is per pair: ``abs(a.x - b.x) < 0.01`` bounds the distance in each pair, whereas the chain with -0.01 and
   0.01 above bounds the distance of the means.
@@ -26,6 +27,7 @@ a power too large), so is what is made of it. The logarithm of 0 is minus infini
 
 import ast
 import bisect
+import fnmatch
 import itertools
 import math
 import operator
@@ -57,6 +59,7 @@ _REFERENCE = re.compile(
     rf"(?<![\w.@])(?P<path>{_NAME}(?:\.{_NAME})+)(?P<cutoff>@\d+)?(?:@(?P<network>{_NAME}))?(?:\.(?P<after>{_NAME}))?",
     re.ASCII,
 )
+_PATTERN = re.compile(rf"(?<![\w.@])(?P<arms>{_NAME}(?:\*\w*)+)(?P<after>\.[\w.@]+)", re.ASCII)
 _MARK = "ø"  # begins what stands for a value while Python parses; a claim is ASCII, so nobody can write it
 
 
@@ -185,9 +188,9 @@ def satisfied(margins: Sequence[float], strict: Sequence[bool]) -> bool | None:
     return all(each > 0 or (each == 0 and not sharp) for each, sharp in zip(margins, strict, strict=True))
 
 
-def read_comparison(text: str) -> Comparison:
-    """Read what a claim says; raise :class:`UserError` with one sentence where it cannot be read."""
-    reader = _Reader(text)
+def read_comparison(text: str, arms: Iterable[str] = ()) -> Comparison:
+    """Read what a claim says about arms; raise :class:`UserError` with one sentence where it cannot be read."""
+    reader = _Reader(text, arms)
     if not isinstance(reader.body, ast.Compare):
         raise reader.fault("compares nothing: write two sides with <, <=, >, >= or == between them")
     signs = [_SIGNS.get(type(each)) for each in reader.body.ops]
@@ -198,9 +201,9 @@ def read_comparison(text: str) -> Comparison:
     return Comparison(text, links, reader.used())
 
 
-def read_value(text: str) -> Value:
+def read_value(text: str, arms: Iterable[str] = ()) -> Value:
     """Read arithmetic that compares nothing, for rows that are shown; raise :class:`UserError` as above."""
-    reader = _Reader(text)
+    reader = _Reader(text, arms)
     if isinstance(reader.body, ast.Compare):
         raise reader.fault("compares: a row that is shown is one value, such as a difference")
     return Value(text, reader.term(reader.body), reader.used())
@@ -253,14 +256,14 @@ FUNCTIONS = (*_SINGLE, *_SEVERAL)
 class _Reader:
     """Turns one expression into terms. Values are replaced by names that Python can parse; all else is checked node by node."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, arms: Iterable[str]) -> None:
+        self.text, self.arms = text, list(arms)
         if len(text) > LENGTH:
             raise self.fault(f"is longer than {LENGTH} characters: make several claims of it")
         if not text.isascii() or "#" in text:
             raise self.fault("holds a character that has no place in it: plain ASCII, >= in two characters, no comment")
         self.references: list[Reference] = []
-        marked = _REFERENCE.sub(self._mark, text)
+        marked = _REFERENCE.sub(self._mark, _PATTERN.sub(self._named, text))
         try:
             self.body = ast.parse(" ".join(marked.split()), mode="eval").body
         except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -270,6 +273,12 @@ class _Reader:
         """Return the error with the sentence about this expression."""
         shown = self.text if len(self.text) <= 100 else f"{self.text[:97]}..."
         return UserError(f"'{shown}' {what}.")
+
+    def _named(self, found: re.Match[str]) -> str:
+        names = fnmatch.filter(self.arms, found["arms"])
+        if not names:
+            raise self.fault(f"means arms named like '{found['arms']}', and there is none")
+        return ", ".join(f"{name}{found['after']}" for name in names)
 
     def used(self) -> tuple[Reference, ...]:
         """Return the values that were read, each once."""

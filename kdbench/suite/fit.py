@@ -36,7 +36,7 @@ from kdbench.errors import UserError
 from kdbench.files import write_text
 from kdbench.methods.base import Distillation
 from kdbench.metrics.speed import compare_speed, parameters, ratio
-from kdbench.suite import check, locks, messages, runs
+from kdbench.suite import check, locks, messages, runs, study
 from kdbench.suite.chain import Stage, arguments
 
 Record = dict[str, Any]
@@ -59,8 +59,11 @@ def fit(
     for each in chain:
         if each.record is None:
             with friendly(each):  # every mistake of the chain shows before its first step
-                build(each, [], False)
-                teacher_cache(each.config)
+                if study.is_study(each.config):
+                    study.build(each)
+                else:
+                    build(each, [], False)
+                    teacher_cache(each.config)
     for place, each in enumerate(chain, 1):
         label = f"{each.name} ({place} of {len(chain)})" if len(chain) > 1 else each.name
         record = _fit_one(each, label, wandb if each is stage else None, quiet, watch)
@@ -117,7 +120,13 @@ def _fit_one(
         if first:
             runs.sweep(stage.folder)
         with friendly(stage):
-            return _train(stage, label, wandb, quiet, watch)
+            return _study(stage) if study.is_study(stage.config) else _train(stage, label, wandb, quiet, watch)
+
+
+def _study(stage: Stage) -> Record:
+    record = _about(stage) | study.carry_out(stage)
+    runs.write_record(stage.folder, record)
+    return record
 
 
 def _train(stage: Stage, label: str, wandb: runs.Tracking | None, quiet: bool, watch: Sequence[pl.Callback]) -> Record:
@@ -286,22 +295,28 @@ def _loggers(stage: Stage, wandb: runs.Tracking | None) -> list[Logger]:
 
 
 def _record(stage: Stage, metrics: dict[str, float], seconds: float, cli: LightningCLI, resumed: bool) -> Record:
-    data = arguments(stage.config["data"])
-    return {
-        "experiment": stage.name,
-        "id": stage.id,
-        "seed": stage.config["seed_everything"],
-        "data": {"dataset": data.get("dataset"), "source": data.get("source", "embedded")},
-        "parents": {place: f"{parent.name}/{parent.folder.name}" for place, parent in stage.parents.items()},
-        "references": stage.references,
+    return _about(stage, cli.trainer.world_size) | {
         "metrics": metrics,
         "steps": cli.trainer.global_step,
         "seconds": round(seconds, 2),
         "resumed": resumed,
+    }
+
+
+def _about(stage: Stage, processes: int = 1) -> Record:
+    """Return what a record says whatever was measured: of what, from what, on what."""
+    data = arguments(stage.config.get("data"))
+    return {
+        "experiment": stage.name,
+        "id": stage.id,
+        "seed": stage.config["seed_everything"],
+        "data": {"dataset": data.get("dataset"), "source": data.get("source", "embedded") if data else None},
+        "parents": {place: f"{parent.name}/{parent.folder.name}" for place, parent in stage.parents.items()},
+        "references": stage.references,
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "hardware": {
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
-            "processes": cli.trainer.world_size,
+            "processes": processes,
             "threads": torch.get_num_threads(),
         },
         "versions": {name: version(name) for name in ("kdbench", "torch", "lightning", "transformers", "torchmetrics")},

@@ -30,9 +30,10 @@ def render(home: Path, chosen: Sequence[str] = ()) -> list[Path]:
             raise UserError(f"There is no '{home / name / 'claim.yaml'}'.{nearest(name, known)}")
     found = [entries.read(home, paper) for paper in known]
     texts = {
-        home / each.paper / "README.md": page.markdown(each.paper, each.file, each.results, each.verdicts, known)
+        home / each.paper / name: text
         for each in found
         if not chosen or any(each.paper == name or each.paper.startswith(f"{name}/") for name in chosen)
+        for name, text in page.files(each.paper, each.file, each.results, each.verdicts, known).items()
     }
     texts |= {home / "README.md": index(found), home / "index.html": web_page.html(found)}
     for path, text in texts.items():

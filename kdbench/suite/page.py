@@ -5,13 +5,22 @@ from pathlib import PurePosixPath
 
 from rich.table import Table as Shown
 
-from kdbench.suite import claims, equations, tables
+from kdbench.suite import claims, equations, plots, tables
 from kdbench.suite.claims import ClaimFile
 from kdbench.suite.results import Results
 from kdbench.suite.statistics import Verdict
 from kdbench.suite.tables import Cell, Table, Tables
 
 EMBEDDED = "These figures rest on embedded (generated) data."
+
+
+def files(
+    paper: str, file: ClaimFile, results: Results | None, verdicts: Mapping[str, Verdict], papers: Iterable[str] = ()
+) -> dict[str, str]:
+    """Return the page and its pictures by the names of their files; see :func:`markdown`."""
+    pictures = results.pictures() if results else {}
+    drawn = {f"{name}.svg": plots.lines(picture) for name, picture in pictures.items()}
+    return {"README.md": markdown(paper, file, results, verdicts, papers), **drawn}
 
 
 def markdown(
@@ -35,6 +44,7 @@ def markdown(
         _equations(paper, file),
         _differences(file),
         *(_section(table, results) for table in measured if table),
+        _pictures(results),
         "## Shown beside, not judged\n" + _shown(file, made) if file.report and made else "",
         _section(tables.reported(file)),
         "## How it was made\n" + _made(paper, file, results),
@@ -155,6 +165,14 @@ def _equations(paper: str, file: ClaimFile) -> str:
 def _differences(file: ClaimFile) -> str:
     lines = "\n".join(f"- {' '.join(each.split())}" for each in file.differences)
     return f"## Where paper and code differ\n{lines}" if lines else ""
+
+
+def _pictures(results: Results | None) -> str:
+    pictures = results.pictures() if results else {}
+    return "\n\n".join(
+        f"**{each.title}**: {each.y_title} against {each.x_title}.\n\n![{each.title}]({name}.svg)"
+        for name, each in pictures.items()
+    )
 
 
 def _shown(file: ClaimFile, made: Tables) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from kdbench.studies.study import Picture
 from kdbench.suite.statistics import Interval
 
 WIDE, HIGH = 180, 30
@@ -77,6 +78,17 @@ class _Box:
 
 WIDTH, HEIGHT = 360, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 44
+NAMES = 84  # room for the names of lines
+# A picture that stands in a file of its own brings its colours, for a light page and for a dark one.
+STYLE = (
+    ".lines text{font:12px system-ui,sans-serif;fill:#444}.lines .grid{stroke:#8884;fill:none}"
+    ".lines .axis{stroke:#888;fill:none}.lines .line{fill:none;stroke-width:2}"
+    + "".join(
+        f".lines .line.l{place}{{stroke:{colour}}}.lines .name.l{place}{{fill:{colour}}}"
+        for place, colour in enumerate(("#2f6fb7", "#c2541b", "#3c8a43", "#9a4fb0", "#b3892b", "#4f8f99"))
+    )
+    + "@media(prefers-color-scheme:dark){.lines text{fill:#bbb}}"
+)
 LETTER, LINE = 7.3, 14.0  # room that a letter and a line of a label take, at the size that the style sheet gives them
 
 
@@ -124,6 +136,51 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
         f'<svg class="scatter" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(f"{y_title} against {x_title}: {told}")}">{"".join(parts)}</svg>'
     )
+
+
+def lines(picture: Picture) -> str:
+    """Return lines over one axis, each with its name at its end, as an SVG that carries its own colours."""
+    x_ticks, y_ticks = ticks(picture.x), ticks([v for line in picture.lines.values() for v in line])
+    floor, right = HEIGHT - BOTTOM, WIDTH - RIGHT - NAMES
+
+    def x(value: float) -> float:
+        return round(LEFT + (right - LEFT) * (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]), 1)
+
+    def y(value: float) -> float:
+        return round(floor - (floor - TOP) * (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]), 1)
+
+    grid = "".join(f"M{LEFT} {y(tick)}H{right}" for tick in y_ticks)
+    parts = [f'<path class="grid" d="{grid}"/>', f'<path class="axis" d="M{LEFT} {TOP}V{floor}H{right}"/>']
+    parts += [f'<text x="{x(t)}" y="{floor + 16}" text-anchor="middle">{_number(t, x_ticks)}</text>' for t in x_ticks]
+    parts += [f'<text x="{LEFT - 7}" y="{y(t) + 4}" text-anchor="end">{_number(t, y_ticks)}</text>' for t in y_ticks]
+    parts.append(
+        f'<text class="title" x="{(LEFT + right) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(picture.x_title)}</text>'
+    )
+    ends = sorted((y(line[-1]), name) for name, line in picture.lines.items())
+    places = {name: place for (_, name), place in zip(ends, _apart([end for end, _ in ends], floor), strict=True)}
+    for number, (name, line) in enumerate(sorted(picture.lines.items())):
+        points = " ".join(f"{x(each)},{y(value)}" for each, value in zip(picture.x, line, strict=True))
+        parts.append(f'<polyline class="line l{number % 6}" points="{points}"/>')
+        parts.append(
+            f'<text class="name l{number % 6}" x="{right + 6}" y="{places[name] + 4:.1f}">{escape(name)}</text>'
+        )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="lines" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(f"{picture.title}: {picture.y_title} against {picture.x_title}")}"><style>{STYLE}</style>'
+        f"{''.join(parts)}</svg>\n"
+    )
+
+
+def _apart(places: Sequence[float], floor: float) -> list[float]:
+    """Return ascending places, moved so that lines of text there do not meet, none of them below the floor."""
+    found = list(places)
+    for each in range(1, len(found)):
+        found[each] = max(found[each], found[each - 1] + LINE)
+    over = max(0.0, found[-1] - floor)
+    found[-1] -= over
+    for each in range(len(found) - 2, -1, -1):
+        found[each] = min(found[each], found[each + 1] - LINE)
+    return found
 
 
 def ticks(values: Iterable[float], about: int = 5) -> list[float]:

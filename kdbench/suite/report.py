@@ -13,7 +13,10 @@ from kdbench.errors import UserError, nearest
 from kdbench.suite import catalogue
 from kdbench.suite.chain import Stage
 
-PERCENT = ("accuracy", "macro_f1", "micro_f1", "precision", "recall", "loyalty", "pearson", "spearman", "one_minus_mae")
+PERCENT = (
+    *("accuracy", "macro_f1", "micro_f1", "precision", "recall", "pearson", "spearman", "one_minus_mae"),
+    *("loyalty", "retention"),
+)
 ROWS = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
@@ -24,6 +27,7 @@ ROWS = {
     "perplexity": "perplexity",
     "label_loyalty": "label loyalty of the student",
     "probability_loyalty": "probability loyalty (base e)",
+    "retention": "share of its score that the student keeps",
     "regression_loyalty_pearson": "regression loyalty (Pearson)",
     "parameters": "parameters",
     "megabytes": "size, MB",
@@ -67,8 +71,16 @@ def show_record(record: dict[str, Any], folder: Path, found: bool) -> None:
         cells = [shown(key, metrics.get(f"{key}@{name}")) for name in networks]
         if any(cells):
             table.add_row(label, *cells)
+    if not networks:  # a study: numbers of nobody
+        table.add_column("", justify="right")
+        for key, value in metrics.items():
+            table.add_row(key, f"{value:.4g}")
     out = console()
     out.print(table)
+    if "objective@student" in metrics:  # texts without labels: what the objective says of those held out
+        names = [name for name in record["metrics"] if name.startswith("test/") and name.endswith("@student")]
+        told = ", ".join(f"{name[5:-8]} {record['metrics'][name]:.4g}" for name in names)
+        out.print(f"On texts held out: {told}.", highlight=False, soft_wrap=True)
     if told := _cache_told(record.get("cache", {})):
         out.print(told, highlight=False, soft_wrap=True)
     if record["data"]["source"] == "embedded":

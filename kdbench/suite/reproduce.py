@@ -1,12 +1,13 @@
 """Every arm of a paper's claim with every seed: what is missing is run, and the claims are judged from the records."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from kdbench.errors import UserError, nearest
 from kdbench.files import write_text
-from kdbench.suite import chain, claim_file, entries, page, report, results, workers
+from kdbench.suite import chain, claim_file, entries, experiment, page, report, results, workers
 from kdbench.suite.claims import OWN, Arm, ClaimFile, Task
 from kdbench.suite.experiment import Config, Request
 from kdbench.suite.results import Cell, Results
@@ -53,7 +54,8 @@ def reproduce(
     found = results.gather(file, cells)
     verdicts = found.verdicts(file)
     results.write(folder, found, verdicts)
-    write_text(folder / "README.md", page.markdown(paper, file, found, verdicts, entries.papers(home)))
+    for name, text in page.files(paper, file, found, verdicts, entries.papers(home)).items():
+        write_text(folder / name, text)
     show(file, found, verdicts)
     for run, why in failed.items():
         out.print(f"failed: {labels.get(run, run)}: {why}", highlight=False, markup=False, soft_wrap=True)
@@ -118,8 +120,16 @@ def _planned(asked: Request, fresh: bool) -> chain.Stage:
 
 def _own(file: ClaimFile, arm: Arm, seed: int) -> Config:
     """Return the changes that make an arm's experiment its own run with a seed."""
-    own = {"data.source": arm.source or file.source, "seed_everything": 0 if arm.seeds == "none" else seed}
+    own = {"seed_everything": 0 if arm.seeds == "none" else seed}
+    if _has_data(arm.experiment):
+        own = {"data.source": arm.source or file.source, **own}
     return own | ({} if arm.fit else {"fit": False}) | arm.set
+
+
+@functools.cache
+def _has_data(path: str) -> bool:
+    """Whether an experiment reads data; a study reads none."""
+    return "data" in experiment.read(path).config
 
 
 def _on_task(file: ClaimFile, name: str, task: Task, seed: int, alone: bool = False) -> Config:

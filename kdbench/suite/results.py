@@ -14,6 +14,7 @@ from typing import Any
 
 from kdbench.errors import UserError, nearest
 from kdbench.files import write_text
+from kdbench.studies.study import Picture
 from kdbench.suite import claims, runs
 from kdbench.suite.chain import Stage
 from kdbench.suite.claims import OWN, ClaimFile
@@ -105,6 +106,14 @@ class Results:
     def hours(self) -> float:
         """Return the hours of fitting in the records."""
         return math.fsum(record["seconds"] for record in self.records.values()) / 3600
+
+    def pictures(self) -> dict[str, Picture]:
+        """Return the pictures of the arms' studies, those of the first pair of each, as ``<arm>_<name>``."""
+        found: dict[str, Picture] = {}
+        for _, arm, task, _, _, run in self.cells:
+            for name, told in (self.records[run].get("pictures", {}) if task == OWN and run else {}).items():
+                found.setdefault(f"{arm}_{name}", Picture(**told))
+        return found
 
     def _made_from(self, run: str) -> Iterable[str]:
         """Yield a run and those that its student comes from; its teachers cost their own."""

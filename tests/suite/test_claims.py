@@ -503,3 +503,26 @@ def test_a_value_that_is_shown_has_an_interval_and_names_what_failed(tmp_path):
     assert interval.mean == pytest.approx(0.1)
     assert (interval.pairs, failed) == (4, ("4",))
     assert claims.measure(file, file.report["gap"], {}) == (None, ())
+
+
+def test_a_grid_stands_for_an_arm_for_each_combination(tmp_path):
+    grid = {
+        "experiment": STUDENT,
+        "set": {"trainer.max_steps": 3},
+        "grid": {
+            "a": {"half": {"set": {"model.objective.soft.weight": 0.5}}, "none": None},
+            "b": {"long": {}, "short": {"stages": {"teacher_cased": {"trainer.max_steps": 2}}}},
+        },
+    }
+    file = changed("arms/pipe", grid)
+    file = changed("claims/grid", {"says": "So.", "expect": "mean(pipe_half_*.x) > mean(pipe_none_*.x)"}, file)
+    file = load(tmp_path, changed("budget", [{"equal": "steps", "arms": ["pipe_*"]}], file))
+    names = ["pipe_half_long", "pipe_half_short", "pipe_none_long", "pipe_none_short"]
+    assert [name for name in file.arms if name.startswith("pipe")] == names
+    arm = file.arms["pipe_half_short"]
+    assert arm.set == {"trainer.max_steps": 3, "model.objective.soft.weight": 0.5}
+    assert arm.stages == {"teacher_cased": {"trainer.max_steps": 2}}
+    assert arm.says == "half, short"
+    assert file.budget[0].arms == tuple(names)
+    with pytest.raises(UserError, match=r"arms\.pipe\.grid: it holds factors"):
+        load(tmp_path, changed("arms/pipe/grid", {"a": 3}, changed("arms/pipe", grid)))

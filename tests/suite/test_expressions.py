@@ -342,3 +342,15 @@ def test_a_mistake_is_one_sentence_that_mends_it(text, fault):
 def test_a_row_that_is_shown_compares_nothing():
     with pytest.raises(UserError, match="one value, such as a difference"):
         read_value("a.x > 1")
+
+
+def test_the_arms_of_a_grid_are_named_together():
+    arms = ["pipe_ce_few", "pipe_ce_many", "pipe_mse_few", "other"]
+    found = read_comparison("mean(pipe_*_few.kept@teacher) > 2*other.x * max(pipe_ce_*.x)", arms)
+    assert [each.text for each in found.references] == [
+        *("pipe_ce_few.kept@teacher", "pipe_mse_few.kept@teacher"),
+        *("other.x", "pipe_ce_few.x", "pipe_ce_many.x"),
+    ]
+    assert found.text == "mean(pipe_*_few.kept@teacher) > 2*other.x * max(pipe_ce_*.x)", "as it was written"
+    with pytest.raises(UserError, match=r"means arms named like 'pipe_\*_none'"):
+        read_value("mean(pipe_*_none.x)", arms)
