@@ -6,18 +6,17 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
-import lightning.pytorch as pl
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdbench.data.target_file import TargetFile
 from kdbench.errors import UserError, nearest
+from kdbench.methods.evaluation import Evaluation
 from kdbench.methods.objective import Batch, Match, Objective, Term, Values
 from kdbench.methods.optimizers import Constant, LinearDecay, Schedule, parameter_groups, train_only
 from kdbench.methods.reader import FileReader, Reader, StoredReader
-from kdbench.methods.tasks import TASKS, Unlabelled
-from kdbench.metrics.terms import TermMeans
+from kdbench.methods.tasks import TASKS
 from kdbench.models.origins import Facts, FromFolder, FromTargets, Origin
 from kdbench.models.taps import check_view
 
@@ -35,7 +34,7 @@ class Store(Protocol):
         """Return what reads the taps of a teacher from the store, or None when they are to be computed at each step."""
 
 
-class Distillation(pl.LightningModule):
+class Distillation(Evaluation):
     """A student that learns an objective from teachers (or from labels alone).
 
     Args:
@@ -181,14 +180,7 @@ class Distillation(pl.LightningModule):
         self.teacher_readers = {
             name: self._teacher_reader(name, taps) for name, taps in self.objective.teacher_taps().items()
         }
-        self._score_readers: dict[str, Reader] = {}
-        self.compared_names = [name for name, origin in self.origins.items() if not isinstance(origin, FromTargets)]
-        self.scores = nn.ModuleDict({name: nn.ModuleDict(_named(self.task.scores())) for name in self.compared_names})
-        self.loyalties = nn.ModuleDict(
-            {name: nn.ModuleDict(_named(self.task.loyalties())) for name in self.compared_names if name != "student"}
-        )
-        if isinstance(self.task, Unlabelled):
-            self.scores["student"]["scores"] = TermMeans(list(self.objective.terms))
+        self.prepare_scores([name for name, origin in self.origins.items() if not isinstance(origin, FromTargets)])
         self._rehearse()
         self._continue_losses()
 
@@ -207,12 +199,6 @@ class Distillation(pl.LightningModule):
     def networks(self) -> dict[str, nn.Module]:
         """Return the student and every frozen network by name."""
         return {name: self.network(name) for name in self.compared_names}
-
-    def _score_reader(self, name: str) -> Reader:
-        if name not in self._score_readers:
-            labelled = self.task.labelled(self.data.views[name])
-            self._score_readers[name] = Reader(self.network(name), self.task.taps, self._views(name), labelled)
-        return self._score_readers[name]
 
     def _teacher_reader(self, name: str, taps: list[str]) -> Reader | StoredReader | FileReader:
         origin = self.origins[name]
@@ -332,124 +318,6 @@ class Distillation(pl.LightningModule):
                 100 * weighted[small[0]] / total,
                 self.global_step,
             )
-
-    # ---- evaluation ----
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score the student."""
-        if isinstance(self.task, Unlabelled):
-            self._score_terms(batch)
-        else:
-            self._score("student", self._score_reader("student")(batch), batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the student's scores, each over the whole split."""
-        self.log_dict(self._computed("val", ["student"]), prog_bar=False)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score the student and every frozen network, and compare their predictions."""
-        if isinstance(self.task, Unlabelled):
-            self._score_terms(batch)
-            return
-        outputs = {name: self._score_reader(name)(batch) for name in self.compared_names}
-        for name, values in outputs.items():
-            self._score(name, values, batch)
-        self._keep_items(outputs["student"], batch)
-        for name, metrics in self.loyalties.items():
-            ours, theirs = self.compared(name, outputs["student"], outputs[name], batch)
-            for metric in metrics.values():
-                metric.update(ours, theirs)
-
-    def compared(
-        self, name: str, student: dict[str, Tensor], other: dict[str, Tensor], batch: Batch
-    ) -> tuple[Tensor, Tensor]:
-        """Return the predictions of the student and of another network for the same things, row by row."""
-        mine = self.task.predictions(student, batch, self.data.views["student"])
-        return mine, self.task.predictions(other, batch, self.data.views[name])
-
-    def _keep_items(self, outputs: dict[str, Tensor], batch: Batch) -> None:
-        view = self.data.views["student"]
-        predictions, targets = self.task.predictions(outputs, batch, view), self.task.targets(batch, view)
-        found = self.task.items(predictions, targets, len(batch["id"]))
-        if found:
-            columns = {"id": batch["id"], **found}
-            self.items += [
-                dict(zip(columns, row, strict=True))
-                for row in zip(*(each.tolist() for each in columns.values()), strict=True)
-            ]
-
-    def on_test_epoch_start(self) -> None:
-        """Begin a new table of rows."""
-        self.items: list[dict[str, float]] = []
-        """What the test said of each row of this rank: ``{"id", ...}``."""
-
-    def on_test_epoch_end(self) -> None:
-        """Log scores and loyalties, each over the whole split."""
-        values = self._computed("test", list(self.scores))
-        for name, metrics in self.loyalties.items():
-            values |= {f"test/{key}@{name}": value for key, value in _results(metrics).items()}
-            values |= self._retention(name, values)
-        self.log_dict(values)
-
-    def _retention(self, name: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the student's score over that of another network, where more is better: the distillation ratio."""
-        score, order = self.task.chosen_by
-        if order != "highest" or values[f"test/{score}@{name}"] <= 0:
-            return {}
-        return {f"test/retention@{name}": values[f"test/{score}@student"] / values[f"test/{score}@{name}"]}
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return the student's predictions and the ids of their rows."""
-        outputs = self._score_reader("student")(batch)
-        return {
-            "id": batch["id"],
-            "predictions": self.task.predictions(outputs, batch, self.data.views["student"]),
-        }
-
-    def _score(self, name: str, outputs: dict[str, Tensor], batch: Batch) -> None:
-        view = self.data.views[name]
-        predictions, targets = self.task.predictions(outputs, batch, view), self.task.targets(batch, view)
-        for metric in self.scores[name].values():
-            metric.update(predictions, *targets)
-
-    def _score_terms(self, batch: Batch) -> None:
-        """Take the terms of the objective on a batch that nothing was learnt from; no store is asked."""
-        teacher = {
-            name: self._held_out_reader(name, taps)(batch) for name, taps in self.objective.teacher_taps().items()
-        }
-        terms = self.objective(self.learn(batch, teacher), teacher, batch)
-        weights = {name: term.weight for name, term in self.objective.terms.items()}
-        self.scores["student"]["scores"].update(terms, weights, len(batch["id"]))
-
-    def _held_out_reader(self, name: str, taps: list[str]) -> Reader:
-        reader = self.teacher_readers[name]
-        if not isinstance(reader, Reader):  # read from the store or from a file so far
-            reader = self._score_readers.get(name) or Reader(
-                self.network(name), taps, self._views(name), unpad=self.unpad
-            )
-            self._score_readers[name] = reader
-        return reader
-
-    def _computed(self, split: str, names: list[str]) -> dict[str, Tensor]:
-        return {f"{split}/{key}@{name}": value for name in names for key, value in _results(self.scores[name]).items()}
-
-
-def _results(metrics: nn.ModuleDict) -> dict[str, Tensor]:
-    """Compute and reset metrics; one that gives several values adds its name in front of each."""
-    found: dict[str, Tensor] = {}
-    for name, metric in metrics.items():
-        value = metric.compute()
-        metric.reset()
-        plain = name == "scores"
-        parts = value if isinstance(value, dict) else {"": value}
-        for key, each in parts.items():
-            full = key if plain else f"{name}_{key}".rstrip("_")
-            found[full] = torch.as_tensor(each, dtype=torch.float32)
-    return found
-
-
-def _named(metrics: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    return {name or "scores": metric for name, metric in metrics.items()}
 
 
 def _origin(value: Origin | str) -> Origin:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from kdbench.errors import UserError
 from kdbench.losses.language import IGNORED, CrossEntropy
 from kdbench.losses.regression import CosineRegression
 from kdbench.methods.objective import Batch, Term
@@ -76,6 +77,10 @@ class Unlabelled(Task):
     def objective(self) -> dict[str, Term]:
         """Raise ValueError: without labels there is no loss of the task's own."""
         raise ValueError("the data have no labels, so the objective has to be given")
+
+    def predictions(self, outputs: Mapping[str, Tensor], batch: Batch, view: str) -> Tensor:
+        """Raise :class:`UserError`: there is nothing to predict."""
+        raise UserError("These data have no labels, so there is nothing to predict: name a task's experiment.")
 
     def scores(self) -> dict[str, Metric]:
         """Return nothing: there is nothing to predict."""

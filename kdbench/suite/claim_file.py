@@ -83,7 +83,15 @@ _PARTS = {
 _TOP = _PROSE | {"seeds": _COUNT, "source": _TEXT, "level": _LEVEL, "reported": _TABLE} | _PARTS
 _NEEDED = (*_PROSE, "seeds", "source", "reported", "arms", "claims")
 _RUN = {"experiment": _TEXT, "set": _TABLE, "source": _TEXT}
-_ARM = _RUN | {"stages": _TABLE, "seeds": _TEXT, "fit": _FLAG, "best": _TABLE, "teachers": _NAMES, "says": _TEXT}
+_ARM = _RUN | {
+    "stages": _TABLE,
+    "seeds": _TEXT,
+    "fit": _FLAG,
+    "best": _TABLE,
+    "teachers": _NAMES,
+    "says": _TEXT,
+    "levels": _TABLE,
+}
 _TASK = _RUN | {"metric": _TEXT, "shown": _TEXT, "loyalty": _NAMES, "arms": _NAMES}
 _BEST = {"of": _LIST, "by": _TEXT, "order": _TEXT, "keep": _COUNT}
 _CLAIM = {"says": _TEXT, "expect": _TEXT, "judged": _TEXT, "pairs": _TEXT, "premise": _NAMES}
@@ -183,19 +191,19 @@ class _Sheet:
                 continue
             common = {key: value for key, value in told.items() if key != "grid"}
             factors = told["grid"] if _FITS[_TABLE](told["grid"]) else {}
-            levels = [level for level in factors.values() if _FITS[_TABLE](level)]
-            if not factors or len(levels) < len(factors):
+            if not factors or not all(map(_FITS[_TABLE], factors.values())):
                 self.faults.append(
                     f"arms.{name}.grid: it holds factors, each a table of levels, each a table of changes."
                 )
                 continue
-            for combination in itertools.product(*(level.items() for level in levels)):
+            for combination in itertools.product(*(levels.items() for levels in factors.values())):
                 arm = dict(common)
                 for _, changes in combination:
                     for key, value in (changes or {}).items():
                         arm[key] = {**arm.get(key, {}), **value} if isinstance(value, dict) else value
                 names = [level for level, _ in combination]
-                yield "_".join((name, *names)), arm | {"says": ", ".join(names)}
+                levels = dict(zip(factors, names, strict=True))
+                yield "_".join((name, *names)), arm | {"says": ", ".join(names), "levels": levels}
 
     def arm(self, where: str, name: str, told: Any) -> Arm | None:
         """Read an arm."""

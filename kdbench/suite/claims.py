@@ -89,6 +89,8 @@ class Arm:
     best: Best | None = None
     teachers: tuple[str, ...] = ()
     says: str = ""
+    levels: Mapping[str, str] = field(default_factory=dict)
+    """The level of each factor, of an arm that a grid stands for."""
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,14 @@
-"""AutoDistiller: which pipelines to try first on a new task, learnt from the records of other tasks.
+"""AutoDistiller: which pipelines to try first on a new task, learnt from the records of a leaderboard.
 
-A table of records is a plain DataFrame with one row a run:
-
-- ``task``: the name of the task; ``ratio``: the distillation ratio, the student's test score over its teacher's;
-- ``pipeline.<key>``: what was chosen, a category (the augmentation, the losses, their arguments);
-- ``task.<name>`` and ``model.<name>``: numbers of the task and of the student, NaN where they are not known.
-
-Source: He et al. 2021, arXiv 2109.11105 (their regressor is an ensemble of AutoML; here it is a random forest).
+What the records say becomes a table (:mod:`kdbench.suite.recommender`). Source: He et al. 2021, arXiv 2109.11105.
 """
 
 import functools
-import itertools
 import json
 import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +17,6 @@ import pandas as pd
 from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
-from sklearn.ensemble import RandomForestRegressor
 
 from kdbench.data import registry
 from kdbench.errors import UserError, nearest
@@ -33,203 +24,12 @@ from kdbench.suite import catalogue, claim_file, experiment, grid, report, resul
 from kdbench.suite.chain import FROM_RUN, arguments
 from kdbench.suite.claims import OWN, ClaimFile
 from kdbench.suite.experiment import Config, Request
+from kdbench.suite.recommender import Ranked, columns_of, fit, leave_one_task_out, shares
 
-TREES = 200
-FEWEST = 10  # records below which a forest has nothing to learn from
 UNCHANGED = "as in the file"
 OF_THE_TASK = ("data.", "model.teacher", "stages.", "seed_everything")
 """Overrides that say on what a pipeline runs; what the data do to their texts (``data.augment``) is the pipeline's."""
 OF_THE_MODEL = ("model.student",)
-
-
-# ---- the learner ----
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """A pipeline, its place in the table of candidates, its predicted ratio and the standard deviation between the trees."""
-
-    index: Any
-    pipeline: Mapping[str, Any]
-    ratio: float
-    spread: float
-
-
-@dataclass(frozen=True)
-class Recommender:
-    """A random forest from pipeline, task and student to the distillation ratio.
-
-    Attributes:
-        forest: the fitted trees.
-        levels: the values of each ``pipeline.*`` column that the records hold.
-        numbers: the ``task.*`` and ``model.*`` columns.
-    """
-
-    forest: RandomForestRegressor
-    levels: Mapping[str, Sequence[Any]]
-    numbers: Sequence[str]
-
-    def rank(self, candidates: pd.DataFrame, task: Mapping[str, float]) -> list[Ranked]:
-        """Return the candidates with their predicted ratios on a task, the best first; equal ones in their own order.
-
-        Args:
-            candidates: one row a pipeline, with all the ``pipeline.*`` columns of the records.
-            task: the ``task.*`` and ``model.*`` numbers; one that is not told is not known.
-
-        Raises:
-            UserError: the candidates lack a column or have a value that no record has, or a number has an unknown name.
-        """
-        for name in task:
-            if name not in self.numbers:
-                raise UserError(f"The records have no number '{name}'.{nearest(name, self.numbers)}")
-        chosen = candidates.filter(items=list(self.levels))
-        told = {name: task.get(name, math.nan) for name in self.numbers}
-        values = _encoded(chosen.assign(**told), self.levels, self.numbers)
-        trees = np.stack([tree.predict(values) for tree in self.forest.estimators_])
-        mean, spread = trees.mean(0), trees.std(0)
-        return [
-            Ranked(chosen.index[place], chosen.iloc[place].to_dict(), float(mean[place]), float(spread[place]))
-            for place in np.argsort(-mean, kind="stable")
-        ]
-
-
-def fit(table: pd.DataFrame, seed: int = 0) -> Recommender:
-    """Fit a forest to a table of records.
-
-    Raises:
-        UserError: there are fewer than 10 records or than two pipelines, or a ratio is not finite.
-    """
-    _check_ratios(table)
-    pipeline = _columns(table, "pipeline.")
-    different = len(table[pipeline].drop_duplicates()) if pipeline else 0
-    if len(table) < FEWEST or different < 2:
-        raise UserError(
-            f"A recommender needs {FEWEST} records of at least 2 pipelines, and there are {len(table)} of {different}: "
-            "run more of the grid first."
-        )
-    levels = {name: sorted(table[name].unique(), key=str) for name in pipeline}
-    numbers = [*_columns(table, "task."), *_columns(table, "model.")]
-    forest = RandomForestRegressor(TREES, max_features=0.5, random_state=seed)
-    forest.fit(_encoded(table, levels, numbers), table["ratio"].to_numpy(dtype=float))
-    return Recommender(forest, levels, numbers)
-
-
-def leave_one_task_out(table: pd.DataFrame, top_n: int = 3, seed: int = 0) -> pd.DataFrame:
-    """Compare the ``top_n`` pipelines recommended for each task, learnt from the other tasks, with as many drawn at random.
-
-    The ratio of a pipeline on a task is the mean over its records there (seeds, students). What is said of random search
-    is its exact expectation over all draws of ``top_n`` of the M pipelines: a mean rank of ``(M + 1) / 2``, and of the best
-    ``sum_k C(k - 1, N - 1) / C(M, N) x_(k)``, ``x_(k)`` the k-th smallest ratio.
-
-    Returns:
-        one row a task: ``candidates`` (M), ``rank`` (mean rank of the recommended, 1 the best, ties averaged),
-        ``random_rank``, ``best`` (best ratio of the recommended), ``random_best``, ``possible`` (best of all) and ``chance``
-        (the probability that the best of a random draw is at least as good).
-
-    Raises:
-        UserError: there are fewer than two tasks, too few records without one of them, or a task has fewer pipelines
-            than ``top_n``.
-    """
-    _check_ratios(table)
-    pipeline = _columns(table, "pipeline.")
-    tasks = sorted(table["task"].unique())
-    if len(tasks) < 2:
-        raise UserError(f"To leave a task out there must be two, and the records have {len(tasks)}.")
-    rows = []
-    for task in tasks:
-        held = table[table["task"] == task]
-        measured = held.groupby(pipeline, sort=True, as_index=False)["ratio"].mean()
-        if not 1 <= top_n <= len(measured):
-            raise UserError(f"Of the {len(measured)} pipelines of '{task}' no {top_n} can be recommended.")
-        recommender = fit(table[table["task"] != task], seed)
-        known = held[list(recommender.numbers)].mean().to_dict()
-        chosen = [each.index for each in recommender.rank(measured, known)[:top_n]]
-        ratios = measured["ratio"]
-        best, ascending, total = ratios[chosen].max(), np.sort(ratios), len(measured)
-        draws = math.comb(total, top_n)
-        odds = [math.comb(below, top_n - 1) / draws for below in range(total)]
-        rows.append(
-            {
-                "task": task,
-                "candidates": total,
-                "rank": ratios.rank(ascending=False)[chosen].mean(),
-                "random_rank": (total + 1) / 2,
-                "best": best,
-                "random_best": float(np.dot(odds, ascending)),
-                "possible": ascending[-1],
-                "chance": 1 - math.comb(int((ascending < best).sum()), top_n) / draws,
-            }
-        )
-    return pd.DataFrame(rows).set_index("task")
-
-
-def shares(table: pd.DataFrame, factors: Sequence[str]) -> pd.Series:
-    """Return what share of the variance of the ratio each factor, and each pair of factors, accounts for.
-
-    Functional analysis of variance on a full grid with equally many records in each cell, where it is exact:
-    ``V_a = Var(E[r | a])``, ``V_ab = Var(E[r | a, b]) - V_a - V_b``, each over the total variance.
-
-    Args:
-        table: the records.
-        factors: the columns of the grid.
-
-    Returns:
-        the shares by ``a`` and ``a x b``, then ``higher order`` (three factors and more) and ``within cells`` (seeds, and all
-        that is no factor). They sum to 1; all are 0 where the ratio does not vary.
-
-    Raises:
-        UserError: there is no such column, or the grid is not full and balanced: what an adaptive search tried says
-            little of what it left out.
-
-    Source: Hutter et al. 2014 (functional ANOVA of algorithms); Hooker 2007.
-    """
-    _check_ratios(table)
-    for name in factors:
-        if name not in table:
-            raise UserError(f"The records have no column '{name}'.{nearest(name, table.columns)}")
-    cells = math.prod(table[name].nunique(dropna=False) for name in factors)
-    sizes = table.groupby(list(factors), dropna=False).size()
-    if len(sizes) < cells or sizes.nunique() != 1:
-        raise UserError(
-            f"The grid of {', '.join(factors)} has {cells} cells: {len(sizes)} hold records, {sizes.min()} to {sizes.max()} "
-            "each; shares of variance need every cell, with equally many."
-        )
-
-    def between(*names: str) -> float:
-        return float(table.groupby(list(names), dropna=False)["ratio"].mean().var(ddof=0))
-
-    total = float(table["ratio"].var(ddof=0))
-    found = {name: between(name) for name in factors}
-    pairs = {f"{a} x {b}": between(a, b) - found[a] - found[b] for a, b in itertools.combinations(factors, 2)}
-    all_cells = between(*factors)
-    found |= pairs | {"higher order": all_cells - sum((found | pairs).values()), "within cells": total - all_cells}
-    varies = total > 1e-24 * float((table["ratio"] ** 2).mean())  # else it is rounding
-    return pd.Series({name: max(value, 0.0) / total if varies else 0.0 for name, value in found.items()})
-
-
-def _check_ratios(table: pd.DataFrame) -> None:
-    if "ratio" not in table or not np.isfinite(table["ratio"].to_numpy(dtype=float)).all():
-        raise UserError("Every record needs a finite 'ratio': leave out the runs that have none.")
-
-
-def _columns(table: pd.DataFrame, prefix: str) -> list[str]:
-    return [name for name in table.columns if name.startswith(prefix)]
-
-
-def _encoded(table: pd.DataFrame, levels: Mapping[str, Sequence[Any]], numbers: Sequence[str]) -> np.ndarray:
-    """Return one column a value of a category, 0 or 1, and one a number."""
-    columns = [table[name].to_numpy(dtype=float) for name in numbers]
-    for name, known in levels.items():
-        if name not in table:
-            raise UserError(f"The candidates have no column '{name}'.{nearest(name, table.columns)}")
-        if foreign := set(table[name]) - set(known):
-            value = min(map(str, foreign))
-            raise UserError(f"No record has '{name}' = {value}.{nearest(value, map(str, known))}")
-        columns += [(table[name] == value).to_numpy(dtype=float) for value in known]
-    return np.column_stack(columns).astype(np.float32)  # what the trees compare
-
-
-# ---- the records of a leaderboard ----
 
 
 def records(home: Path, paper: str, metric: str = "accuracy") -> pd.DataFrame:
@@ -276,6 +76,7 @@ def records(home: Path, paper: str, metric: str = "accuracy") -> pd.DataFrame:
         rows.append(
             {"ratio": student / teacher, "settings": chosen, "experiment": file.arms[arm].experiment}
             | {f"pipeline.{key}": category(value) for key, value in chosen.items()}
+            | {f"factor.{key}": level for key, level in file.arms[arm].levels.items()}
             | features[mark]
             | {"task.teacher_score": teacher, "model.log_parameters": math.log(metrics["parameters@student"])}
         )
@@ -285,7 +86,7 @@ def records(home: Path, paper: str, metric: str = "accuracy") -> pd.DataFrame:
             f"have {', '.join(sorted(known)) or 'no scores'}."
         )
     table = pd.DataFrame(rows)
-    pipeline = _columns(table, "pipeline.")
+    pipeline = columns_of(table, "pipeline.")
     return table.fillna(dict.fromkeys(pipeline, UNCHANGED)) if pipeline else table
 
 
@@ -398,9 +199,6 @@ def _shape(root: Path, origin: Any) -> tuple[float, float]:
     return float(layers), float(hidden)
 
 
-# ---- the command ----
-
-
 def recommend(
     paper: str,
     home: Path,
@@ -444,6 +242,8 @@ def recommend(
     out = report.console()
     out.print(_table(table, ranked, f"{paper} on {task['task']}", metric))
     out.print(_evidence(table, top, seed), highlight=False, markup=False, soft_wrap=True)
+    if factors := columns_of(table, "factor."):
+        out.print(_importance(table, factors), highlight=False, markup=False, soft_wrap=True)
     for each in ranked:
         tried = table.loc[each.index]
         words = shlex.join(Request((tried["experiment"],), tried["settings"] | changes).words())
@@ -452,7 +252,7 @@ def recommend(
 
 
 def _table(records: pd.DataFrame, ranked: Sequence[Ranked], title: str, metric: str) -> Table:
-    varied = [name for name in _columns(records, "pipeline.") if records[name].nunique() > 1]
+    varied = [name for name in columns_of(records, "pipeline.") if records[name].nunique() > 1]
     tails = grid.short([name.removeprefix("pipeline.") for name in varied])
     table = Table(title=escape(title), title_justify="left", box=SIMPLE)
     table.add_column("", justify="right")
@@ -478,3 +278,13 @@ def _evidence(records: pd.DataFrame, top: int, seed: int) -> str:
         f"{mean['rank']:.1f} of {mean['candidates']:.0f} (random: {mean['random_rank']:.1f}), the best of them at "
         f"{100 * mean['best']:.1f}% (random: {100 * mean['random_best']:.1f}%, best of all: {100 * mean['possible']:.1f}%)."
     )
+
+
+def _importance(records: pd.DataFrame, factors: Sequence[str]) -> str:
+    """Return in a sentence how much of the spread of the ratio each factor of a grid explains."""
+    try:
+        found = shares(records.rename(columns=lambda name: name.removeprefix("factor.")), [f[7:] for f in factors])
+    except UserError as error:
+        return f"What each factor explains is not known. {error}"
+    told = ", ".join(f"{name} {100 * share:.1f}%" for name, share in found.items())
+    return f"Of the spread over all pipelines and tasks: {told}."

@@ -523,6 +523,7 @@ def test_a_grid_stands_for_an_arm_for_each_combination(tmp_path):
     assert arm.set == {"trainer.max_steps": 3, "model.objective.soft.weight": 0.5}
     assert arm.stages == {"teacher_cased": {"trainer.max_steps": 2}}
     assert arm.says == "half, short"
+    assert arm.levels == {"a": "half", "b": "short"}
     assert file.budget[0].arms == tuple(names)
     with pytest.raises(UserError, match=r"arms\.pipe\.grid: it holds factors"):
         load(tmp_path, changed("arms/pipe/grid", {"a": 3}, changed("arms/pipe", grid)))

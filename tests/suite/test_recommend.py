@@ -17,7 +17,8 @@ from kdbench import cli
 from kdbench.data import registry
 from kdbench.errors import UserError
 from kdbench.suite import recommend
-from kdbench.suite.recommend import category, describe, fit, leave_one_task_out, records, shares
+from kdbench.suite.recommend import category, describe, records
+from kdbench.suite.recommender import fit, leave_one_task_out, shares
 
 GRID = {
     "pipeline.augment": ["none", "random", "mixup"],
@@ -64,7 +65,7 @@ def task(size):
 @pytest.fixture
 def few_trees(monkeypatch):
     """For what does not depend on how good the forest is."""
-    monkeypatch.setattr(recommend, "TREES", 5)
+    monkeypatch.setattr("kdbench.suite.recommender.TREES", 5)
 
 
 # ---- the learner ----
