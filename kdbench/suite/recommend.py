@@ -194,6 +194,9 @@ def _shape(root: Path, origin: Any) -> tuple[float, float]:
         layers, hidden = _shape(root, arguments(below.get("model")).get("student"))
     for surgery in told.get("then") or ():
         kept = arguments(surgery)
+        if catalogue.short(surgery["class_path"]) == "RandomWeights":
+            changed = kept.get("config") or {}
+            layers, hidden = changed.get("num_hidden_layers", layers), changed.get("hidden_size", hidden)
         if catalogue.short(surgery["class_path"]) == "CopyLayers":
             layers = len(kept["layers"]) if kept.get("layers") is not None else kept["count"]
     return float(layers), float(hidden)
