@@ -67,7 +67,8 @@ def test_the_teachers_cosine_takes_the_place_of_the_score():
     first, second = torch.randn(2, 5, 7, generator=generator, dtype=torch.float64).requires_grad_()
     found = PairCosineMSE()([u, v], [first, second])
     cosines = [
-        [float(a @ b / (a.norm() * b.norm())) for a, b in zip(*pair, strict=True)] for pair in ((u, v), (first, second))
+        [float(a @ b / (a.norm() * b.norm())) for a, b in zip(*(each.detach() for each in pair), strict=True)]
+        for pair in ((u, v), (first, second))
     ]
     expected = sum((ours - theirs) ** 2 for ours, theirs in zip(*cosines, strict=True)) / 5
     assert float(found.detach()) == pytest.approx(expected, rel=1e-12)

