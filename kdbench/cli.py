@@ -34,7 +34,7 @@ kdbench: knowledge distillation papers as runnable experiments and checkable cla
                                                  --top N, --metric NAME, --teacher-score X where it is known
   kdbench cache     --config FILE ...            compute ahead what the teachers of an experiment say; later runs read it
   kdbench cache     list | prune [--keep-gb N]   what is stored of teachers; remove all, or the least recently used
-  kdbench list      [papers|data|models|losses|methods|metrics]   what there is
+  kdbench list      [papers|data|models|losses|methods|metrics|studies]   what there is
   kdbench export    RUN [--to FOLDER]            the student of a run as a plain transformers folder with a model card
   kdbench speed     RUN [--batch N] [--length N] size and latency of a run's student against its teachers
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from kdbench.files import file_digest
 from kdbench.models.origins import FromFolder, FromRun, Origin
+from kdbench.models.package import FromPackage
 
 FILES = ("*.safetensors", "*.json")
 """What decides the outputs of a saved network: weights and config (and its tokenizer's files, which do no harm)."""
@@ -17,7 +18,7 @@ def origin_digest(origin: Origin) -> str | None:
 
     None where files do not tell: random weights, surgeries, and the hub, whose files may not be here yet.
     """
-    if origin.then or not isinstance(origin, FromFolder | FromRun):
+    if origin.then or not isinstance(origin, FromFolder | FromRun | FromPackage):
         return None
     digest = hashlib.sha256(str(getattr(origin, "architecture", None)).encode())
     for path in sorted(each for pattern in FILES for each in origin.path().glob(pattern)):

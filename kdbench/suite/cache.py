@@ -15,6 +15,7 @@ from kdbench.methods.base import Distillation
 from kdbench.methods.objective import Batch
 from kdbench.suite import fit, report, runs
 from kdbench.suite.chain import Stage
+from kdbench.suite.study import is_study
 
 
 class Teaching(pl.LightningModule):
@@ -58,6 +59,8 @@ def fill(stage: Stage, quiet: bool = False) -> TeacherCache:
     Raises:
         UserError: the experiment has no teacher, or its rows have no finite number of versions.
     """
+    if is_study(stage.config):
+        raise UserError(f"'{stage.name}' is a study and has no teacher.")
     for parent in stage.parents.values():
         fit.fit(parent, quiet=quiet)
     cache = fit.teacher_cache(stage.config, mode="on")

@@ -72,10 +72,7 @@ def fit(
 
 def evaluate(stage: Stage, verb: str = "test", quiet: bool = False) -> Record:
     """Validate or test a finished run anew with the references of its config, and keep what was measured in its record."""
-    if stage.record is None:
-        raise UserError(
-            f"'{stage.name}' has no finished run {stage.id}: run 'kdbench fit' with the same arguments first."
-        )
+    _check_finished(stage)
     for parent in stage.parents.values():
         fit(parent, quiet=quiet)
     with locks.held(stage.folder), friendly(stage):
@@ -90,10 +87,7 @@ def evaluate(stage: Stage, verb: str = "test", quiet: bool = False) -> Record:
 
 def predict(stage: Stage) -> Path:
     """Write the student's predictions for the test split to the run folder, a JSON line a row; return the file."""
-    if stage.record is None:
-        raise UserError(
-            f"'{stage.name}' has no finished run {stage.id}: run 'kdbench fit' with the same arguments first."
-        )
+    _check_finished(stage)
     with friendly(stage):
         cli = build(stage, [], False)
         batches = cli.trainer.predict(cli.model, datamodule=cli.datamodule, ckpt_path=_weights(stage))
@@ -101,6 +95,15 @@ def predict(stage: Stage) -> Path:
         file = stage.folder / "predictions.jsonl"
         write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+def _check_finished(stage: Stage) -> None:
+    if study.is_study(stage.config):
+        raise UserError(f"'{stage.name}' is a study: 'kdbench fit' computes all that it has to say.")
+    if stage.record is None:
+        raise UserError(
+            f"'{stage.name}' has no finished run {stage.id}: run 'kdbench fit' with the same arguments first."
+        )
 
 
 def _fit_one(

@@ -18,8 +18,8 @@ def files(
     paper: str, file: ClaimFile, results: Results | None, verdicts: Mapping[str, Verdict], papers: Iterable[str] = ()
 ) -> dict[str, str]:
     """Return the page and its pictures by the names of their files; see :func:`markdown`."""
-    pictures = results.pictures() if results else {}
-    drawn = {f"{name}.svg": plots.lines(picture) for name, picture in pictures.items()}
+    pictures = results.pictures() if results else ()
+    drawn = {f"{arm}_{name}.svg": plots.lines(picture) for arm, name, picture in pictures}
     return {"README.md": markdown(paper, file, results, verdicts, papers), **drawn}
 
 
@@ -44,7 +44,7 @@ def markdown(
         _equations(paper, file),
         _differences(file),
         *(_section(table, results) for table in measured if table),
-        _pictures(results),
+        _pictures(file, results),
         "## Shown beside, not judged\n" + _shown(file, made) if file.report and made else "",
         _section(tables.reported(file)),
         "## How it was made\n" + _made(paper, file, results),
@@ -167,11 +167,11 @@ def _differences(file: ClaimFile) -> str:
     return f"## Where paper and code differ\n{lines}" if lines else ""
 
 
-def _pictures(results: Results | None) -> str:
-    pictures = results.pictures() if results else {}
+def _pictures(file: ClaimFile, results: Results | None) -> str:
     return "\n\n".join(
-        f"**{each.title}**: {each.y_title} against {each.x_title}.\n\n![{each.title}]({name}.svg)"
-        for name, each in pictures.items()
+        f"**{each.title}** ({file.arms[arm].says or arm}): {each.y_title} against {each.x_title}.\n\n"
+        f"![{each.title}]({arm}_{name}.svg)"
+        for arm, name, each in (results.pictures() if results else ())
     )
 
 

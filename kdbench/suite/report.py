@@ -122,7 +122,7 @@ def show_list(what: str | None) -> None:
     if what is not None and what not in kinds:
         raise UserError(f"There is no list of '{what}'.{nearest(what, kinds)} There are: {', '.join(kinds)}.")
     out = console()
-    for kind in (what,) if what else ("papers", "data", "methods", "losses", "models", "metrics"):
+    for kind in (what,) if what else ("papers", "data", "methods", "losses", "models", "metrics", "studies"):
         rows = _papers() if kind == "papers" else _data() if kind == "data" else _classes(kind)
         out.print(f"[bold]{kind}[/]")
         for name, line in rows:

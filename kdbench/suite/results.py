@@ -107,13 +107,13 @@ class Results:
         """Return the hours of fitting in the records."""
         return math.fsum(record["seconds"] for record in self.records.values()) / 3600
 
-    def pictures(self) -> dict[str, Picture]:
-        """Return the pictures of the arms' studies, those of the first pair of each, as ``<arm>_<name>``."""
-        found: dict[str, Picture] = {}
+    def pictures(self) -> list[tuple[str, str, Picture]]:
+        """Return the pictures of the arms' studies, those of the first pair of each, with arm and name."""
+        found: dict[tuple[str, str], Picture] = {}
         for _, arm, task, _, _, run in self.cells:
             for name, told in (self.records[run].get("pictures", {}) if task == OWN and run else {}).items():
-                found.setdefault(f"{arm}_{name}", Picture(**told))
-        return found
+                found.setdefault((arm, name), Picture(**told))
+        return [(arm, name, picture) for (arm, name), picture in found.items()]
 
     def _made_from(self, run: str) -> Iterable[str]:
         """Yield a run and those that its student comes from; its teachers cost their own."""

@@ -196,8 +196,11 @@ class View:
     def plots(self) -> list[tuple[str, str, str]]:
         """The score against size and against speed: the caption, what the score is, the drawing."""
         drawn = score_plots.drawn(self.made) if self.made else []
-        pictures = self.entry.results.pictures().values() if self.entry.results else ()
-        return drawn + [(f"{each.title}, against {each.x_title}", each.y_title, plots.lines(each)) for each in pictures]
+        pictures = self.entry.results.pictures() if self.entry.results else ()
+        return drawn + [
+            (f"{each.title} ({arm}), against {each.x_title}", each.y_title, plots.lines(each))
+            for arm, _, each in pictures
+        ]
 
     def link(self, number: Number) -> str:
         """Return the runs of a number as the script reads them: ``pair:place`` in the list of all runs, one after another."""

@@ -44,6 +44,12 @@ def test_a_study_says_what_is_wrong(capsys):
         cli.run(["fit", "--config", GEOMETRY, "--study.separations", "wide"])
 
 
+@pytest.mark.parametrize("verb", ["test", "validate", "predict", "cache"])
+def test_a_study_has_nothing_to_test(verb):
+    with pytest.raises(UserError, match="is a study"):
+        cli.run([verb, "--config", GEOMETRY])
+
+
 def test_a_claim_rests_on_a_study_and_shows_its_pictures(tmp_path):
     arms = {"geometry": {"experiment": GEOMETRY, "seeds": "none"}}
     claim = {
