@@ -1,5 +1,6 @@
 """How networks are scored and compared: validation, test and prediction of every family."""
 
+import abc
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from kdbench.methods.tasks import Task, Unlabelled
 from kdbench.metrics.terms import TermMeans
 
 
-class Evaluation(pl.LightningModule):
+class Evaluation(pl.LightningModule, abc.ABC):
     """Scores of the student and of every frozen network, loyalties between them, a table of single rows.
 
     Whoever inherits has networks, a task, data and an objective; see :class:`~kdbench.methods.base.Distillation`.

@@ -8,6 +8,10 @@ from kdbench.errors import UserError, nearest
 
 PACKAGE = Path(__file__).parent.parent
 ROOMS = ("methods", "losses", "models", "data", "metrics", "callbacks", "studies")
+KINDS = {  # rooms where only what inherits from one of these is for configs
+    "models": {"Origin", "Surgery"},
+    "methods": {"Evaluation", "Distillation", "LogitDistillation", "Schedule"},
+}
 TORCH = {
     "Adam": "torch.optim.Adam",
     "AdamW": "torch.optim.AdamW",
@@ -21,8 +25,8 @@ TORCH = {
 def _room(room: str) -> dict[str, tuple[str, str]]:
     """Return ``{class name: (dotted path, first line of its docstring)}`` of one room of the house.
 
-    Left out is what no config names: abstract classes, plain records, and in models/ whatever is neither origin nor
-    surgery (an origin names architectures, ours as those of transformers).
+    Left out is what no config names: abstract classes, plain records, and in some rooms whatever is of another kind (an
+    origin names architectures, ours as those of transformers).
     """
     found = {}
     for file in sorted((PACKAGE / room).rglob("*.py")):
@@ -38,7 +42,7 @@ def _nameable(node: ast.ClassDef, room: str) -> bool:
     bases = {ast.unparse(base) for base in node.bases}
     if node.name.startswith("_") or node.decorator_list or bases & {"NamedTuple", "Protocol", "ABC", "abc.ABC"}:
         return False
-    return room != "models" or bool(bases & {"Origin", "Surgery"})
+    return room not in KINDS or bool(bases & KINDS[room])
 
 
 def classes(*rooms: str) -> dict[str, tuple[str, str]]:
