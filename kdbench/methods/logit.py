@@ -1,11 +1,20 @@
 """Logit distillation: the student matches one teacher's softened distribution (Hinton et al. 2015, arXiv 1503.02531)."""
 
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.data.augmentation import draw_mixup, mix_labels, mixup
+from kdbench.data.noise import uniform
 from kdbench.losses.divergences import KLDivergence
 from kdbench.losses.language import CrossEntropy
 from kdbench.methods.base import Distillation, Optimizer
-from kdbench.methods.objective import Term
+from kdbench.methods.objective import Batch, Term
 from kdbench.methods.optimizers import Schedule
 from kdbench.models.origins import Origin
+
+WHOLE = 2  # what a random number is drawn for, beside those of draw_mixup
 
 
 class LogitDistillation(Distillation):
@@ -51,3 +60,95 @@ class LogitDistillation(Distillation):
         super().__init__(
             student, terms, {"teacher": teacher}, references, optimizer, schedule, weight_decay, unpad, train
         )
+
+
+class MixupDistillation(LogitDistillation):
+    """:class:`LogitDistillation` where a share of each batch are mixtures ``l x_i + (1 - l) x_j``, ``l ~ Beta(a, a)``.
+
+    Student and teacher mix their own word embeddings with the same partners and shares (He et al. 2021, arXiv 2109.11105);
+    the label of a mixture is ``l y_i + (1 - l) y_j``. Partners are drawn anew in each epoch, by the numbers of the rows.
+    What the teacher says belongs to the mixture, so nothing of it is kept.
+
+    Args:
+        student: the origin of the student.
+        teacher: the origin of the teacher, named ``teacher`` in further terms.
+        concentration: a of the Beta distribution.
+        rate: the share of rows that are mixed with another.
+        temperature: see :class:`LogitDistillation`.
+        soft_weight: see :class:`LogitDistillation`.
+        labels: the field of the batch that holds the classes ``[B]``.
+        objective: see :class:`LogitDistillation`.
+        references: see :class:`Distillation`.
+        optimizer: see :class:`Distillation`.
+        schedule: see :class:`Distillation`.
+        weight_decay: see :class:`Distillation`.
+        train: see :class:`Distillation`.
+    """
+
+    def __init__(
+        self,
+        student: Origin,
+        teacher: Origin,
+        concentration: float = 0.4,
+        rate: float = 0.5,
+        temperature: float = 2.0,
+        soft_weight: float = 0.9,
+        labels: str = "labels",
+        objective: dict[str, Term] | None = None,
+        references: dict[str, Origin | str] | None = None,
+        optimizer: Optimizer | None = None,
+        schedule: Schedule | None = None,
+        weight_decay: float = 0.0,
+        train: list[str] | None = None,
+    ) -> None:
+        if not 0 <= rate <= 1:
+            raise ValueError(f"rate is the share of rows that are mixed, in [0, 1], got {rate}")
+        super().__init__(
+            student,
+            teacher,
+            temperature,
+            soft_weight,
+            labels,
+            objective,
+            references,
+            optimizer,
+            schedule,
+            weight_decay,
+            train=train,
+        )
+        self.concentration, self.rate, self.field = concentration, rate, labels
+        self._mixture: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Also let both networks mix what their embeddings give, while a batch is trained on."""
+        built = self.student is not None
+        super().setup(stage)
+        if not built:
+            for network in (self.student, self.network("teacher")):
+                network.get_input_embeddings().register_forward_hook(self._mixed)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Return the batch with the mask and the labels of the mixtures."""
+        rows = batch["id"].cpu().numpy()
+        partner, share = draw_mixup(self.data.seed, rows, [self.current_epoch] * len(rows), self.concentration)
+        whole = uniform(self.data.seed, rows, self.current_epoch, WHOLE) >= self.rate
+        share[torch.from_numpy(whole)] = 1.0
+        partner, share = partner.to(self.device), share.to(self.device)
+        view = batch[self.data.views["student"]]
+        mask = view["attention_mask"]
+        self._mixture = (mask, partner, share)
+        _, both = mixup(mask[..., None].float(), mask, partner, share)
+        mixed = {self.data.views["student"]: {**view, "attention_mask": both}}
+        if self.field in batch:
+            mixed[self.field] = mix_labels(batch[self.field], partner, share, len(self.data.labels))
+        return {**batch, **mixed}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of the batch and its mixtures; validation and test see the texts as they are."""
+        try:
+            return super().training_step(batch, batch_idx)
+        finally:
+            self._mixture = None
+
+    def _mixed(self, module: nn.Module, args: tuple[Any, ...], embeddings: Tensor) -> Tensor:
+        return embeddings if self._mixture is None else mixup(embeddings, *self._mixture)[0]

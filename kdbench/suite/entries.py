@@ -92,5 +92,6 @@ def families(file: ClaimFile, root: Path) -> tuple[str, ...]:
         arm = file.arms[name]
         asked = experiment.read(experiment.find(root, arm.experiment), overrides=list(arm.set.items()))
         model = asked.config.get("model") or {}
-        found.add(str(model.get("class_path", "")).rpartition(".")[0].rpartition(".")[2] or "none")
+        family = str(model.get("class_path", "")).rpartition(".")[0].rpartition(".")[2]
+        found.add("study" if "study" in asked.config else family or "none")
     return tuple(sorted(found))

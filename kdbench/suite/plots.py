@@ -78,7 +78,6 @@ class _Box:
 
 WIDTH, HEIGHT = 360, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 44
-NAMES = 84  # room for the names of lines
 # A picture that stands in a file of its own brings its colours, for a light page and for a dark one.
 STYLE = (
     ".lines text{font:12px system-ui,sans-serif;fill:#444}.lines .grid{stroke:#8884;fill:none}"
@@ -140,24 +139,27 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
 
 def lines(picture: Picture) -> str:
     """Return lines over one axis, each with its name at its end, as an SVG that carries its own colours."""
-    x_ticks, y_ticks = ticks(picture.x), ticks([v for line in picture.lines.values() for v in line])
-    floor, right = HEIGHT - BOTTOM, WIDTH - RIGHT - NAMES
+    heights = [value for line in picture.lines.values() for value in line]
+    y_ticks = [tick for tick in ticks(heights) if tick >= 0 or min(heights) < 0]
+    ends = picture.x[0], picture.x[-1]
+    x_ticks = list(picture.x) if len(picture.x) < 9 else [t for t in ticks(picture.x) if ends[0] <= t <= ends[1]]
+    floor, right = HEIGHT - BOTTOM, WIDTH - RIGHT - round(LETTER * max(map(len, picture.lines)))
 
     def x(value: float) -> float:
-        return round(LEFT + (right - LEFT) * (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]), 1)
+        return round(LEFT + (right - LEFT) * (value - ends[0]) / (ends[1] - ends[0]), 1)
 
     def y(value: float) -> float:
         return round(floor - (floor - TOP) * (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]), 1)
 
     grid = "".join(f"M{LEFT} {y(tick)}H{right}" for tick in y_ticks)
     parts = [f'<path class="grid" d="{grid}"/>', f'<path class="axis" d="M{LEFT} {TOP}V{floor}H{right}"/>']
-    parts += [f'<text x="{x(t)}" y="{floor + 16}" text-anchor="middle">{_number(t, x_ticks)}</text>' for t in x_ticks]
+    parts += [f'<text x="{x(t)}" y="{floor + 16}" text-anchor="middle">{t:g}</text>' for t in x_ticks]
     parts += [f'<text x="{LEFT - 7}" y="{y(t) + 4}" text-anchor="end">{_number(t, y_ticks)}</text>' for t in y_ticks]
     parts.append(
         f'<text class="title" x="{(LEFT + right) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(picture.x_title)}</text>'
     )
-    ends = sorted((y(line[-1]), name) for name, line in picture.lines.items())
-    places = {name: place for (_, name), place in zip(ends, _apart([end for end, _ in ends], floor), strict=True)}
+    last = sorted((y(line[-1]), name) for name, line in picture.lines.items())
+    places = {name: place for (_, name), place in zip(last, _apart([end for end, _ in last], floor), strict=True)}
     for number, (name, line) in enumerate(sorted(picture.lines.items())):
         points = " ".join(f"{x(each)},{y(value)}" for each, value in zip(picture.x, line, strict=True))
         parts.append(f'<polyline class="line l{number % 6}" points="{points}"/>')
