@@ -146,7 +146,7 @@ def lines(picture: Picture) -> str:
     floor, right = HEIGHT - BOTTOM, WIDTH - RIGHT - round(LETTER * max(map(len, picture.lines)))
 
     def x(value: float) -> float:
-        return round(LEFT + (right - LEFT) * (value - ends[0]) / (ends[1] - ends[0]), 1)
+        return round(LEFT + (right - LEFT) * (value - ends[0]) / (ends[1] - ends[0] or 1.0), 1)
 
     def y(value: float) -> float:
         return round(floor - (floor - TOP) * (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]), 1)
