@@ -286,8 +286,8 @@ def _evidence(records: pd.DataFrame, top: int, seed: int) -> str:
 def _importance(records: pd.DataFrame, factors: Sequence[str]) -> str:
     """Return in a sentence how much of the spread of the ratio each factor of a grid explains."""
     try:
-        found = shares(records.rename(columns=lambda name: name.removeprefix("factor.")), [f[7:] for f in factors])
+        found = shares(records, factors)
     except UserError as error:
         return f"What each factor explains is not known. {error}"
-    told = ", ".join(f"{name} {100 * share:.1f}%" for name, share in found.items())
+    told = ", ".join(f"{name.replace('factor.', '')} {100 * share:.1f}%" for name, share in found.items())
     return f"Of the spread over all pipelines and tasks: {told}."

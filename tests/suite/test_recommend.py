@@ -454,3 +454,20 @@ def test_a_setting_is_named_as_people_read_it():
     assert category({"weight": 1, "loss": loss}) == "weight=1 loss=KLDivergence(temperature=2.0)"
     assert category([1, None, {"class_path": "SGD"}]) == "[1, none, SGD]"
     assert category("x y") == "x y"
+
+
+def test_what_each_factor_of_a_grid_explains_is_told():
+    rows = [
+        {
+            "task": task,
+            "factor.task": task,
+            "factor.loss": loss,
+            "ratio": 0.5 + 0.3 * (loss == "mse") + 0.1 * (task == "b"),
+        }
+        for task in "ab"
+        for loss in ("ce", "mse")
+        for _ in range(2)
+    ]
+    told = recommend._importance(pd.DataFrame(rows), ["factor.loss", "factor.task"])
+    assert told.startswith("Of the spread over all pipelines and tasks: loss 90.0%, task 10.0%, loss x task 0.0%")
+    assert "need every cell" in recommend._importance(pd.DataFrame(rows[2:]), ["factor.loss", "factor.task"])
