@@ -227,7 +227,7 @@ def recommend(
     """
     if not any(key.startswith("data.") for key in changes):
         raise UserError(
-            "Describe the new task by its data: --data.dataset en/sst2 --data.label label --data.text sentence."
+            "Describe the new task by its data: --data.dataset en/sst2 --data.source local --data.label label."
         )
     if top < 1:
         raise UserError(f"--top is at least 1, not {top}.")
