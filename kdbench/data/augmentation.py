@@ -23,10 +23,11 @@ from transformers import PreTrainedTokenizerFast
 from kdbench.data.noise import uniform
 from kdbench.data.tokenizers import encode_words, split_words
 from kdbench.errors import UserError
+from kdbench.losses.base import check_share
 from kdbench.models.origins import Facts, Origin
 
 _FATE, _NEW, _PARTNER, _LEFT = range(4)  # what a random number is drawn for
-_SHARE, _ORDER = range(2)
+_SHARE, _ORDER, _MIXED = range(3)
 _REPLACE, _INSERT, _SWAP, _DELETE = range(4)
 
 
@@ -319,7 +320,11 @@ def _at_places(network: nn.Module, masked: Sequence[tuple[np.ndarray, int]], pad
 
 
 def draw_mixup(
-    seed: int, rows: Sequence[int] | np.ndarray, draws: Sequence[int] | np.ndarray, concentration: float
+    seed: int,
+    rows: Sequence[int] | np.ndarray,
+    draws: Sequence[int] | np.ndarray,
+    concentration: float,
+    rate: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Draw for each row of a batch its partner and its own share ``l`` of the mixture, ``l ~ Beta(a, a)``.
 
@@ -331,19 +336,22 @@ def draw_mixup(
         rows: number of each row in its split, ``[B]``.
         draws: which random version of each row, ``[B]``; mixtures that shall differ between epochs need other draws.
         concentration: ``a``, above 0: 1 draws evenly, less keeps rows apart.
+        rate: the share of rows that are mixed; the others keep ``l = 1``.
 
     Returns:
         partner, int64 ``[B]``, and share, float32 ``[B]`` in [0, 1].
 
     Raises:
-        ValueError: the concentration is not positive.
+        ValueError: the concentration is not positive, or the rate no share.
 
     Source: Zhang et al. 2018, arXiv 1710.09412.
     """
     if not concentration > 0:
         raise ValueError(f"the concentration of the Beta distribution must be positive, got {concentration}")
+    check_share("rate", rate)
     rows, draws = np.asarray(rows), np.asarray(draws)
     share = betaincinv(concentration, concentration, uniform(seed, rows, draws, _SHARE))
+    share = np.where(uniform(seed, rows, draws, _MIXED) < rate, share, 1.0)
     order = np.argsort(uniform(seed, rows, draws, _ORDER), kind="stable")
     partner = np.empty(len(rows), dtype=np.int64)
     partner[order] = np.roll(order, -1)

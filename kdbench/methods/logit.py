@@ -2,19 +2,18 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from kdbench.data.augmentation import draw_mixup, mix_labels, mixup
-from kdbench.data.noise import uniform
+from kdbench.errors import UserError
+from kdbench.losses.base import check_share
 from kdbench.losses.divergences import KLDivergence
 from kdbench.losses.language import CrossEntropy
 from kdbench.methods.base import Distillation, Optimizer
 from kdbench.methods.objective import Batch, Term
 from kdbench.methods.optimizers import Schedule
+from kdbench.methods.tasks import Classification
 from kdbench.models.origins import Origin
-
-WHOLE = 2  # what a random number is drawn for, beside those of draw_mixup
 
 
 class LogitDistillation(Distillation):
@@ -101,8 +100,7 @@ class MixupDistillation(LogitDistillation):
         weight_decay: float = 0.0,
         train: list[str] | None = None,
     ) -> None:
-        if not 0 <= rate <= 1:
-            raise ValueError(f"rate is the share of rows that are mixed, in [0, 1], got {rate}")
+        check_share("rate", rate)
         super().__init__(
             student,
             teacher,
@@ -120,9 +118,19 @@ class MixupDistillation(LogitDistillation):
         self._mixture: tuple[Tensor, Tensor, Tensor] | None = None
 
     def setup(self, stage: str) -> None:
-        """Also let both networks mix what their embeddings give, while a batch is trained on."""
+        """Also let both networks mix what their embeddings give, while a batch is trained on.
+
+        Raises:
+            UserError: the data are no texts in classes, each with its label.
+        """
         built = self.student is not None
         super().setup(stage)
+        if not isinstance(self.task, Classification) or self.data.tokenizers["inputs"] is None:
+            raise UserError("MixupDistillation mixes texts and their classes: it needs TextClassification.")
+        if self.data.augment is not None or self.data.transfer is not None:
+            raise UserError(
+                "MixupDistillation mixes labels: leave out data.augment and data.transfer, whose texts have none."
+            )
         if not built:
             for network in (self.student, self.network("teacher")):
                 network.get_input_embeddings().register_forward_hook(self._mixed)
@@ -130,9 +138,8 @@ class MixupDistillation(LogitDistillation):
     def prepare(self, batch: Batch) -> Batch:
         """Return the batch with the mask and the labels of the mixtures."""
         rows = batch["id"].cpu().numpy()
-        partner, share = draw_mixup(self.data.seed, rows, [self.current_epoch] * len(rows), self.concentration)
-        whole = uniform(self.data.seed, rows, self.current_epoch, WHOLE) >= self.rate
-        share[torch.from_numpy(whole)] = 1.0
+        draws = [self.current_epoch] * len(rows)
+        partner, share = draw_mixup(self.data.seed, rows, draws, self.concentration, self.rate)
         partner, share = partner.to(self.device), share.to(self.device)
         view = batch[self.data.views["student"]]
         mask = view["attention_mask"]

@@ -15,8 +15,11 @@ def check(config: Config) -> None:
 
     from kdbench.callbacks.teacher_cache import TeacherCache
 
-    needed = ("model", "data") if "study" not in config else ()
-    faults = [f"'{key}:' is missing." for key in needed if key not in config]
+    parts = ("model", "data")
+    if "study" in config:
+        faults = [f"'{key}:' stands beside 'study:', which needs none." for key in parts if key in config]
+    else:
+        faults = [f"'{key}:' is missing." for key in parts if key not in config]
     for place, node in experiment.nodes(config):
         faults += _faults_of(place, node)
     known = inspect.signature(pl.Trainer.__init__).parameters.keys() - {"self"}

@@ -127,8 +127,11 @@ def _fit_one(
 
 
 def _study(stage: Stage) -> Record:
-    record = _about(stage) | study.carry_out(stage)
-    runs.write_record(stage.folder, record)
+    found = study.carry_out(stage)
+    record = _about(stage) | found
+    if runs.first_process():
+        study.draw(found, stage.folder)
+        runs.write_record(stage.folder, record)
     return record
 
 

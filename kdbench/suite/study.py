@@ -3,6 +3,7 @@
 import time
 from argparse import ArgumentError
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from kdbench.errors import UserError
 from kdbench.files import write_text
-from kdbench.studies.study import Study
+from kdbench.studies.study import Picture, Study
 from kdbench.suite import check, messages, plots
 from kdbench.suite.chain import Stage
 
@@ -32,13 +33,11 @@ def build(stage: Stage) -> Study:
 
 
 def carry_out(stage: Stage) -> dict[str, Any]:
-    """Compute; draw the pictures into the run's folder; return what the record says of it."""
+    """Compute; return what the record says of it."""
     study, seed = build(stage), stage.config["seed_everything"]
     torch.manual_seed(seed)
     started = time.time()
     found = study(seed)
-    for name, picture in found.pictures.items():
-        write_text(stage.folder / f"{name}.svg", plots.lines(picture))
     return {
         "metrics": {f"test/{name}": float(value) for name, value in found.numbers.items()},
         "pictures": {name: asdict(picture) for name, picture in found.pictures.items()},
@@ -46,3 +45,9 @@ def carry_out(stage: Stage) -> dict[str, Any]:
         "steps": 0,
         "curves": {},
     }
+
+
+def draw(record: dict[str, Any], folder: Path) -> None:
+    """Draw the pictures of a study's record into a folder."""
+    for name, told in record["pictures"].items():
+        write_text(folder / f"{name}.svg", plots.lines(Picture(**told)))

@@ -67,9 +67,8 @@ def measured(folder: Path, job: str, rounds: int) -> Told:
     kind = "classification" if job == "tiny" else job
     jobs.prepare(folder, kind, tiny=job == "tiny")
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "BENCHMARK_ROWS": str(ROWS[job])}
-    if (
-        job == "tiny"
-    ):  # the loop runs in one thread; what it costs to wake a second one for so little work would drown it
+    if job == "tiny":
+        # The loop runs in one thread; what it costs to wake a second one for so little work would drown it.
         environment |= {"OMP_NUM_THREADS": "1"}
     told: Told = {variant: [] for variant in VARIANTS[job]}
     for each in range(rounds):

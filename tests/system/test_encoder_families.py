@@ -38,6 +38,16 @@ class Batches(pl.Callback):
         self.batches.append(dict(batch))
 
 
+class Temperatures(pl.Callback):
+    """Notes the temperature of the soft labels at every step."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.found.append(pl_module.objective.terms["soft"].loss.temperature)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -160,8 +170,15 @@ def test_hidden_states_of_other_widths_ask_for_a_projection():
 def test_unlabelled_texts_of_another_data_set_are_learnt_from():
     near, _ = fitted(*READ)
     far, record = fitted(*READ, "--data.transfer", "synthetic/state_groups_shifted")
-    assert near.id != far.id
-    assert record["metrics"]["test/accuracy@student"] >= 0
+    assert near.id != far.id, "what is learnt from is a part of the run's id"
+    ours, theirs = Batches(), Batches()
+    for words, seen in (((), ours), (("--data.transfer", "synthetic/state_groups_shifted"), theirs)):
+        fit.fit(plan(*READ, *words, "--seed", "1", "--trainer.max_steps", "1"), quiet=True, watch=[seen])
+    assert all((batch["labels"] >= 0).all() for batch in ours.batches)
+    assert all((batch["labels"] == -100).all() for batch in theirs.batches), "no label comes along"
+    (own,), (other,) = ours.batches, theirs.batches
+    assert own["id"].tolist() == other["id"].tolist()
+    assert not torch.equal(own["inputs"]["input_ids"], other["inputs"]["input_ids"])
     assert record["metrics"]["test/retention@teacher"] == pytest.approx(
         record["metrics"]["test/accuracy@student"] / record["metrics"]["test/accuracy@teacher"]
     )
@@ -192,12 +209,24 @@ def test_mixtures_of_nothing_are_plain_distillation():
     assert "the step changes its batches" in record["cache"]["off"]
 
 
+def test_mixup_needs_texts_with_labels():
+    mixed = [*DISTILLER, "--model.class_path", "MixupDistillation"]
+    with pytest.raises(UserError, match=r"leave out data\.augment"):
+        fitted(*mixed)
+    with pytest.raises(UserError, match="it needs TextClassification"):
+        fitted(*SINKD, "--model.class_path", "MixupDistillation", "--trainer.max_steps", "2")
+
+
 def test_a_temperature_is_annealed_by_epochs():
     told = [*SINKD, "--data.train_rows", "128", "--trainer.max_steps", "10"]
     ramp = json.dumps({"temperature": {"start": 3.0, "end": 1.0, "by": "epoch"}})
-    moved, _ = fitted(*told, "--model.objective.soft.ramps", ramp)
+    stage = plan(*told, "--model.objective.soft.ramps", ramp)
+    fit.fit(stage.parents["model.teacher"], quiet=True)
+    seen = Temperatures()
+    fit.fit(stage, quiet=True, watch=[seen])
+    assert seen.found == [3.0, 3.0, 2.5, 2.5, 2.0, 2.0, 1.5, 1.5, 1.0, 1.0], "five epochs of two batches"
     fixed, _ = fitted(*told)
-    assert not same(weights(moved), weights(fixed))
+    assert not same(weights(stage), weights(fixed))
 
 
 def test_a_loss_over_rows_needs_two():
