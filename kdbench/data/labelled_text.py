@@ -8,32 +8,15 @@ import torch
 
 from kdbench.data import registry
 from kdbench.data.augmentation import Augmentation
-from kdbench.data.base import Item, Row, class_numbers, field, numbered
+from kdbench.data.base import Item, Row, class_numbers, field
 from kdbench.data.corruption import IGNORED
 from kdbench.data.samplers import Deal
-from kdbench.data.text import TextData, as_view, pad, view_key
+from kdbench.data.text import PlainViews, pad, text_fields, view_key
 from kdbench.data.tokenizers import TokenizerTraining, encode_words, split_words
 from kdbench.errors import UserError
 
 
-class LabelledText(TextData):
-    """Texts with labels, for fine-tuning; a view is just ids and mask, and nothing about it is random."""
-
-    draws = 1
-
-    def as_batch(self, split: str, chosen: Sequence[tuple[Item, int]], roles: Sequence[str]) -> dict[str, Any]:
-        """Return id, draw and, for every role and view, the padded ids."""
-        batch: dict[str, Any] = numbered(chosen)
-        for view in self.view_names(split):
-            for role in roles:
-                coded = [item[view_key(role, view)] for item, _ in chosen]
-                lengths = np.array([len(each) for each in coded])
-                name = view if role == "inputs" else view_key(role, view)
-                batch[name] = as_view(pad(coded, self.tokenizers[view].pad_token_id), lengths)
-        return batch
-
-
-class TextClassification(LabelledText):
+class TextClassification(PlainViews):
     """One class a text, or a pair of texts joined by the tokenizer.
 
     Args:
@@ -91,9 +74,7 @@ class TextClassification(LabelledText):
         self.label, self.classes = label, classes
         self.transfer, self.augment = transfer, augment
         self.draws = 1 + (augment.copies if augment else 0)
-        self.fields = [text] if isinstance(text, str) else list(text)
-        if len(self.fields) not in (1, 2):
-            raise ValueError(f"a text is one field or a pair of two, got {self.fields}")
+        self.fields = text_fields(text)
 
     def read_labels(self, rows: dict[str, list[Row]]) -> list[str]:
         """Return the classes as named, or every value of the field in order."""
@@ -133,13 +114,8 @@ class TextClassification(LabelledText):
 
     def encode(self, rows: list[Row]) -> list[Item]:
         """Return the pieces of every view and the number of the class, -100 for a row without one."""
-        columns = [[field(row, name) for row in rows] for name in self.fields]
-        items: list[Item] = [{"label": self.number[row[self.label]] if self.label in row else IGNORED} for row in rows]
-        for view, tokenizer in self.tokenizers.items():
-            coded = tokenizer(*columns, truncation=True, max_length=self.max_length)["input_ids"]
-            for item, ids in zip(items, coded, strict=True):
-                item[view_key("inputs", view)] = np.asarray(ids)
-        return [item | {"length": len(item["inputs"])} for item in items]
+        labels = [self.number[row[self.label]] if self.label in row else IGNORED for row in rows]
+        return [item | {"label": label} for item, label in zip(self.pieces(rows), labels, strict=True)]
 
     def collate(self, split: str, chosen: Sequence[tuple[Item, int]]) -> dict[str, Any]:
         """Return the views and the classes ``[B]``."""
@@ -154,7 +130,7 @@ class TextClassification(LabelledText):
         return (item | item["copies"][draw - 1] if draw else item), draw
 
 
-class TokenTagging(LabelledText):
+class TokenTagging(PlainViews):
     """One class a word, learnt and read at its first piece.
 
     Args:
@@ -243,7 +219,7 @@ class TokenTagging(LabelledText):
         return batch | {"word_labels": torch.from_numpy(words), "labels": torch.from_numpy(pieces)}
 
 
-class TextSimilarity(LabelledText):
+class TextSimilarity(PlainViews):
     """Two texts, each encoded alone, and a score of their similarity.
 
     Args:

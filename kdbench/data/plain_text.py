@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from kdbench.data.base import Item, Row, field
-from kdbench.data.labelled_text import LabelledText
+from kdbench.data.base import Item, Row
 from kdbench.data.samplers import Deal
-from kdbench.data.text import view_key
+from kdbench.data.text import PlainViews, text_fields
 from kdbench.data.tokenizers import TokenizerTraining
 
 
-class PlainText(LabelledText):
+class PlainText(PlainViews):
     """Texts as they are, nothing masked and nothing to predict: for a student that copies inner states.
 
     Args:
@@ -57,19 +54,11 @@ class PlainText(LabelledText):
             deal,
             train_rows,
         )
-        self.fields = [text] if isinstance(text, str) else list(text)
-        if len(self.fields) not in (1, 2):
-            raise ValueError(f"a text is one field or a pair of two, got {self.fields}")
+        self.fields = text_fields(text)
 
     def encode(self, rows: list[Row]) -> list[Item]:
         """Return the pieces of every view."""
-        columns = [[field(row, name) for row in rows] for name in self.fields]
-        items: list[Item] = [{} for _ in rows]
-        for view, tokenizer in self.tokenizers.items():
-            coded = tokenizer(*columns, truncation=True, max_length=self.max_length)["input_ids"]
-            for item, ids in zip(items, coded, strict=True):
-                item[view_key("inputs", view)] = np.asarray(ids)
-        return [item | {"length": len(item["inputs"])} for item in items]
+        return self.pieces(rows)
 
     def collate(self, split: str, chosen: Sequence[tuple[Item, int]]) -> dict[str, Any]:
         """Return the views."""

@@ -4,13 +4,14 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdbench.data.alignment import same_vocabulary
-from kdbench.data.base import Item, Row, TaskData, field
+from kdbench.data.base import Item, Row, TaskData, field, numbered
 from kdbench.data.samplers import Deal
 from kdbench.data.tokenizers import TokenizerTraining
 from kdbench.errors import UserError
@@ -83,6 +84,41 @@ class TextData(TaskData):
         """Return the lengths of the rows, and 50 batches or 1; lengths also tell how a shuffled batch is dealt to devices."""
         grouped = not compares if self.group_by_length is None else self.group_by_length
         return [item["length"] for item in items] if shuffle or grouped else None, 50 if grouped else 1
+
+
+class PlainViews(TextData):
+    """Texts whose views are just ids and mask: nothing is masked, and nothing about them is random."""
+
+    draws = 1
+
+    def pieces(self, rows: list[Row]) -> list[Item]:
+        """Return the pieces of each row's text, or of its two texts as a pair, in every view."""
+        columns = [[field(row, name) for row in rows] for name in self.fields]
+        items: list[Item] = [{} for _ in rows]
+        for view, tokenizer in self.tokenizers.items():
+            coded = tokenizer(*columns, truncation=True, max_length=self.max_length)["input_ids"]
+            for item, ids in zip(items, coded, strict=True):
+                item[view_key("inputs", view)] = np.asarray(ids)
+        return [item | {"length": len(item["inputs"])} for item in items]
+
+    def as_batch(self, split: str, chosen: Sequence[tuple[Item, int]], roles: Sequence[str]) -> dict[str, Any]:
+        """Return id, draw and, for every role and view, the padded ids."""
+        batch: dict[str, Any] = numbered(chosen)
+        for view in self.view_names(split):
+            for role in roles:
+                coded = [item[view_key(role, view)] for item, _ in chosen]
+                lengths = np.array([len(each) for each in coded])
+                name = view if role == "inputs" else view_key(role, view)
+                batch[name] = as_view(pad(coded, self.tokenizers[view].pad_token_id), lengths)
+        return batch
+
+
+def text_fields(text: str | list[str]) -> list[str]:
+    """Return the fields of a text, or of a pair of texts; raise ValueError for any other number."""
+    fields = [text] if isinstance(text, str) else list(text)
+    if len(fields) not in (1, 2):
+        raise ValueError(f"a text is one field or a pair of two, got {fields}")
+    return fields
 
 
 def pad(arrays: Sequence[np.ndarray], value: int) -> np.ndarray:
