@@ -72,6 +72,8 @@ class Distillation(Evaluation):
         names = ["student", *self.teacher_names, *self.reference_names]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"two networks are named '{twice[0]}'")
+        if objective is not None and not objective:
+            raise ValueError("the objective has no term: there is nothing to learn")
         self.objective = Objective(objective) if objective is not None else None
         for name, _ in self._teachers_read():
             if name not in self.teacher_names:
@@ -93,16 +95,17 @@ class Distillation(Evaluation):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the weighted sum of the objective's terms for one batch."""
         if self.objective.moves:
-            self.objective.move(self._shares())
+            self.objective.move(self._places())
         batch = self.prepare(batch)
         teacher = self.teach(batch)
         student = self.learn(batch, teacher)
         terms = self.objective(student, teacher, batch)
-        if self._logs_now():
+        logs = self._logs_now()
+        if logs:
             self.log_dict(
                 {f"train/{name}": value for name, value in self.objective.tails(student, teacher, batch).items()}
             )
-        return self._total(terms, batch)
+        return self._total(terms, batch, logs)
 
     def prepare(self, batch: Batch) -> Batch:
         """Return the batch that the networks see; families that draw, mix or add noise do so here."""
@@ -120,19 +123,20 @@ class Distillation(Evaluation):
         """Return the taps of the student that the objective reads."""
         return self._student_reader(batch)
 
-    def _shares(self) -> dict[str, float]:
-        """Return how far the fit is, in [0, 1], counted in steps and in epochs."""
+    def _places(self) -> dict[str, tuple[int, int]]:
+        """Return step and epoch, counted from 0, and of how many."""
         steps = int(self.trainer.estimated_stepping_batches)
         batches = steps * self.trainer.accumulate_grad_batches
         epochs = math.ceil(batches / self.trainer.num_training_batches)
-        return {
-            "step": min(1.0, self.global_step / max(1, steps - 1)),
-            "epoch": min(1.0, self.current_epoch / max(1, epochs - 1)),
-        }
+        return {"step": (self.global_step, steps), "epoch": (self.current_epoch, epochs)}
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Look up what is stored for a training batch, while its ids are still on the CPU."""
         return self._looked_up(batch) if self.trainer.training else batch
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch to the device; on a CPU it is there already, and walking through it would cost time at every step."""
+        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def _looked_up(self, batch: Batch) -> Batch:
         stored = {name: each for name, each in self.teacher_readers.items() if not isinstance(each, Reader)}
@@ -159,6 +163,9 @@ class Distillation(Evaluation):
                 )
         return {}
 
+    def check_data(self) -> None:
+        """Raise :class:`UserError` where the data are not of the kind that the family needs; by default any are."""
+
     def setup(self, stage: str) -> None:
         """Build the networks from what the data know, then try every tap and term on one small batch."""
         if self.student is not None:
@@ -167,6 +174,7 @@ class Distillation(Evaluation):
             origin.check()
         self.data = self.trainer.datamodule
         self.task = TASKS[self.data.task](self.data.labels)
+        self.check_data()
         if self.objective is None:
             self.objective = Objective(self.task.objective())
         self.student = self._build("student")
@@ -211,6 +219,10 @@ class Distillation(Evaluation):
         stored = self.store.reader(self, name, taps, build) if self.store is not None else None
         return stored or build()
 
+    def check_optimizers(self) -> None:
+        """Raise ValueError for a number that an optimiser refuses, before anything is read or built."""
+        self.optimizer([nn.Parameter(torch.zeros(1))])
+
     def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimiser over the student and the networks inside the losses, and the schedule by steps."""
         optimizer = self.optimizer(parameter_groups(self, self.weight_decay))
@@ -244,15 +256,19 @@ class Distillation(Evaluation):
     @torch.no_grad()
     def _rehearse(self) -> None:
         """Run one small batch through everything: a wrong tap, key or class count is found before training starts."""
-        batch = self._looked_up(self.data.example())
         training = self.student.training
         self.student.eval()
-        teacher = self.teach(batch)
         try:
-            self.objective(self.learn(batch, teacher), teacher, batch)
+            with torch.random.fork_rng(devices=[]):  # what is drawn here is not missing from what training draws
+                self.rehearse(self.prepare(self._looked_up(self.data.example())))
         except ValueError as error:
             raise UserError(f"The objective does not fit the data or the networks: {error}") from error
         self.student.train(training)
+
+    def rehearse(self, batch: Batch) -> None:
+        """Compute once what training computes at each step; ValueError tells that something does not fit."""
+        teacher = self.teach(batch)
+        self.objective(self.learn(batch, teacher), teacher, batch)
 
     def _continue_losses(self) -> None:
         """Let the networks inside the losses go on from the run that left the student, where that run had the same."""
@@ -267,14 +283,17 @@ class Distillation(Evaluation):
 
     # ---- watching the terms ----
 
-    def _total(self, raw: dict[str, Tensor], batch: Batch) -> Tensor:
-        weighted = {name: self.objective.terms[name].weight * value for name, value in raw.items()}
+    def weight_of(self, term: str) -> float:
+        """Return the factor of a term in the loss."""
+        return self.objective.terms[term].weight
+
+    def _total(self, raw: dict[str, Tensor], batch: Batch, logs: bool) -> Tensor:
+        weighted = {name: self.weight_of(name) * value for name, value in raw.items()}
         total = sum(weighted.values())
         self._unchecked.append((self.global_step, batch["id"], {name: value.detach() for name, value in raw.items()}))
-        now = self._logs_now()
-        if now or self.device.type == "cpu":  # elsewhere reading a value would make the device wait at every step
+        if logs or self.device.type == "cpu":  # elsewhere reading a value would make the device wait at every step
             self.check_finite()
-        if now:
+        if logs:
             values = {f"train/{name}": value for name, value in raw.items()}
             values |= {f"train/{name}_weighted": value for name, value in weighted.items()}
             self.log_dict(values, batch_size=len(batch["id"]))
@@ -291,7 +310,7 @@ class Distillation(Evaluation):
         steps, self._unchecked = self._unchecked, []
         for step, ids, raw in steps:
             for name, value in raw.items():
-                if not torch.isfinite(value):
+                if not math.isfinite(value.item()):
                     raise UserError(
                         f"The term '{name}' became {float(value)} at step {step} (example ids {torch.as_tensor(ids).tolist()}): "
                         "the run stops; look at these rows, or lower the learning rate or the term's weight."
@@ -309,7 +328,7 @@ class Distillation(Evaluation):
 
     def _warn_of_small_terms(self, weighted: dict[str, float]) -> None:
         total = sum(weighted.values())
-        small = [name for name, value in weighted.items() if self.objective.terms[name].weight and value < 0.01 * total]
+        small = [name for name, value in weighted.items() if self.weight_of(name) and value < 0.01 * total]
         if small and not self._warned:
             self._warned = True
             log.warning(

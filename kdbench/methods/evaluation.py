@@ -42,7 +42,11 @@ class Evaluation(pl.LightningModule, abc.ABC):
         if isinstance(self.task, Unlabelled):
             self._score_terms(batch)
         else:
-            self._score("student", self._score_reader("student")(batch), batch)
+            self._score("student", self.answer("student", batch), batch)
+
+    def answer(self, name: str, batch: Batch) -> dict[str, Tensor]:
+        """Return what a network says of a batch when it is scored: its taps; families that sample or generate do so here."""
+        return self._score_reader(name)(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the student's scores, each over the whole split."""
@@ -53,7 +57,7 @@ class Evaluation(pl.LightningModule, abc.ABC):
         if isinstance(self.task, Unlabelled):
             self._score_terms(batch)
             return
-        outputs = {name: self._score_reader(name)(batch) for name in self.compared_names}
+        outputs = {name: self.answer(name, batch) for name in self.compared_names}
         for name, values in outputs.items():
             self._score(name, values, batch)
         self._keep_items(outputs["student"], batch)
@@ -102,7 +106,7 @@ class Evaluation(pl.LightningModule, abc.ABC):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the student's predictions and the ids of their rows."""
-        outputs = self._score_reader("student")(batch)
+        outputs = self.answer("student", batch)
         return {
             "id": batch["id"],
             "predictions": self.task.predictions(outputs, batch, self.data.views["student"]),

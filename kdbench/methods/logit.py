@@ -117,20 +117,20 @@ class MixupDistillation(LogitDistillation):
         self.concentration, self.rate, self.field = concentration, rate, labels
         self._mixture: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def setup(self, stage: str) -> None:
-        """Also let both networks mix what their embeddings give, while a batch is trained on.
-
-        Raises:
-            UserError: the data are no texts in classes, each with its label.
-        """
-        built = self.student is not None
-        super().setup(stage)
+    def check_data(self) -> None:
+        """Raise :class:`UserError` unless the data are texts in classes, each with its label."""
         if not isinstance(self.task, Classification) or self.data.tokenizers["inputs"] is None:
             raise UserError("MixupDistillation mixes texts and their classes: it needs TextClassification.")
         if self.data.augment is not None or self.data.transfer is not None:
             raise UserError(
                 "MixupDistillation mixes labels: leave out data.augment and data.transfer, whose texts have none."
             )
+
+    def setup(self, stage: str) -> None:
+        """Also let both networks mix what their embeddings give, while a batch is trained on."""
+        built = self.student is not None
+        super().setup(stage)
+        self._mixture = None  # of the rehearsal
         if not built:
             for network in (self.student, self.network("teacher")):
                 network.get_input_embeddings().register_forward_hook(self._mixed)

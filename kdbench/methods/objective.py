@@ -24,16 +24,23 @@ class Ramp:
     Args:
         start: its value in the first epoch, or at the first step.
         end: its value in the last one.
-        by: ``step``, or ``epoch``: ``start + (end - start) e / (E - 1)`` in epoch e of E.
+        by: ``step``, or ``epoch``: ``start + (end - start) e / (E - 1)`` in epoch e = 0 .. E - 1.
+        over: reach the end after so many, W, counted from 1, and stay there: ``start + (end - start) min((e + 1) / W, 1)``.
     """
 
     start: float
     end: float
     by: Literal["step", "epoch"] = "step"
+    over: int | None = None
 
-    def at(self, share: float) -> float:
-        """Return the value at a share of the way, in [0, 1]."""
-        return self.start + (self.end - self.start) * share
+    def __post_init__(self) -> None:
+        if self.over is not None and self.over < 1:
+            raise ValueError(f"a ramp reaches its end after at least 1 {self.by}, not over {self.over}")
+
+    def at(self, place: int, places: int) -> float:
+        """Return the value at a place, the step or the epoch, counted from 0, of so many places."""
+        share = place / max(1, places - 1) if self.over is None else (place + 1) / self.over
+        return self.start + (self.end - self.start) * min(1.0, share)
 
 
 @dataclass
@@ -42,7 +49,8 @@ class Term:
 
     Args:
         loss: a module ``loss(student, target)``; one that takes rows is given real tokens only, without padding, and one
-            that takes a mask ``loss(students, teachers, mask)`` lists of whole values ``[B, S, ...]``.
+            that takes a mask ``loss(students, teachers, mask)`` lists of whole values ``[B, S, ...]``. One that names
+            ``fields`` of the batch is given them too, by their names: ``loss(student, teacher, labels=...)``.
         weight: the factor of the term in the total.
         student: the student's tap ``[view.]tap``; a list when the loss takes several.
         teacher: a teacher's tap ``name.tap``. A list, where the student has one tap: those of several teachers. Where the
@@ -149,7 +157,7 @@ class Objective(nn.Module):
 
     def __init__(self, terms: Mapping[str, Term], matches: Mapping[str, Match] | None = None) -> None:
         super().__init__()
-        if not any(term.weight for term in terms.values()):
+        if terms and not any(term.weight for term in terms.values()):
             raise ValueError("the weights of the objective's terms sum to nothing: there is nothing to learn")
         if taken := [name for name in terms if not name.isidentifier() or hasattr(nn.ModuleDict, name)]:
             raise ValueError(f"a term cannot be named '{taken[0]}': take another word of letters, digits and _")
@@ -182,8 +190,9 @@ class Objective(nn.Module):
         for term in self.terms.values():
             for name, tap in term.teachers:
                 if tap == "logits":
-                    # A loss that compares rows needs the same classes in all of them, one that moves other temperatures.
-                    whole = term.ramps or getattr(term.loss, "compares_rows", False)
+                    # A loss that compares rows needs the same classes in all of them, one that moves other temperatures,
+                    # and a field may name a class.
+                    whole = term.ramps or getattr(term.loss, "compares_rows", False) or getattr(term.loss, "fields", ())
                     alone = len(term.teachers) == 1 and name not in self.matches and not whole
                     known = getattr(term.loss, "temperature", None) if alone else None
                     found.setdefault(name, set()).add(known)
@@ -203,11 +212,11 @@ class Objective(nn.Module):
         """Whether a number moves during the fit."""
         return any(term.ramps for term in self.terms.values())
 
-    def move(self, shares: Mapping[str, float]) -> None:
-        """Set every number that moves to its place; ``shares`` tell how far ``step`` and ``epoch`` are, in [0, 1]."""
+    def move(self, places: Mapping[str, tuple[int, int]]) -> None:
+        """Set every number that moves; ``places`` tell which ``step`` and ``epoch`` it is, from 0, and of how many."""
         for term in self.terms.values():
             for name, ramp in (term.ramps or {}).items():
-                setattr(term if name == "weight" else term.loss, name, ramp.at(shares[ramp.by]))
+                setattr(term if name == "weight" else term.loss, name, ramp.at(*places[ramp.by]))
 
     def forward(self, student: Values, teacher: Mapping[str, Values], batch: Batch) -> dict[str, Tensor]:
         """Return the raw value of every term."""
@@ -243,7 +252,7 @@ class Objective(nn.Module):
             if term.mask is not None:
                 counted = field(batch, term.mask).bool()
                 value, labels = select_rows(value, counted), select_rows(labels, counted)
-            return term.loss(value, labels)
+            return term.loss(value, labels, **self._fields(term, batch))
         mask = self._mask(term, value, batch)
         temperature = getattr(term.loss, "temperature", 1.0)
         shares = term.teacher_weights or [1.0] * len(term.teachers)
@@ -264,21 +273,26 @@ class Objective(nn.Module):
             total = total + share * self._loss(term, student_rows, mixed, batch, mask)
         return total
 
+    @staticmethod
+    def _fields(term: Term, batch: Batch) -> dict[str, Tensor]:
+        return {name: field(batch, name) for name in getattr(term.loss, "fields", ())}
+
     def _lists(self, term: Term, values: list[Tensor], teacher: Mapping[str, Values], batch: Batch) -> Tensor:
         name = term.teachers[0][0]
         if name in self.matches:
             raise ValueError(f"the taps of the teacher '{name}', whose vocabulary differs, cannot be compared in lists")
         theirs = [teacher[name][tap] for _, tap in term.teachers]
         if not getattr(term.loss, "takes_mask", False):
-            return term.loss(values, theirs)
+            return term.loss(values, theirs, **self._fields(term, batch))
         view = batch[view_of(term.students[0], batch)]
         return term.loss(values, theirs, (field(batch, term.mask) if term.mask else view["attention_mask"]).bool())
 
     def _loss(self, term: Term, student: Tensor, teacher: Tensor, batch: Batch, mask: Tensor | None) -> Tensor:
+        fields = self._fields(term, batch)
         if term.weights is None:
-            return term.loss(student, teacher)
+            return term.loss(student, teacher, **fields)
         weights = field(batch, term.weights)
-        return term.loss(student, teacher, select_rows(weights, mask) if mask is not None else weights)
+        return term.loss(student, teacher, select_rows(weights, mask) if mask is not None else weights, **fields)
 
     @staticmethod
     def _mask(term: Term, value: Tensor, batch: Batch) -> Tensor | None:

@@ -282,8 +282,8 @@ def build(stage: Stage, callbacks: list[pl.Callback], loggers: list[Logger] | bo
     except MisconfigurationException as error:
         raise UserError(messages.trainer_fault(error)) from error
     try:
-        cli.model.optimizer([torch.nn.Parameter(torch.zeros(1))])
-    except ValueError as error:  # a number that it refuses; left to itself it would say so when the data are read
+        cli.model.check_optimizers()
+    except ValueError as error:
         raise UserError(f"model.optimizer: {error}.") from error
     return cli
 

@@ -125,12 +125,35 @@ def test_numbers_move_in_a_line_by_steps_or_epochs():
         "hidden": Term(CosineDistance(), 1.0, "h", "cased.h", ramps={"weight": Ramp(1.0, 0.0)}),
     }
     objective = Objective(terms)
-    objective.move({"step": 0.5, "epoch": 1 / 4})
+    objective.move({"step": (50, 101), "epoch": (1, 5)})
     assert objective.terms["soft"].loss.temperature == 1.75
     assert objective.terms["hidden"].weight == 0.5
     assert objective.short_logits() == {}, "a temperature that moves needs all logits"
     with pytest.raises(ValueError, match=r"no number 'temprature' that could move\. Did you mean 'temperature'"):
         Term(KLDivergence(2.0), teacher="cased.logits", ramps={"temprature": Ramp(2.0, 1.0)})
+
+
+def test_a_warm_up_counts_from_one_and_stays_at_its_end():
+    ramp = Ramp(0.0, 1.0, by="epoch", over=20)
+    assert [ramp.at(epoch, 240) for epoch in (0, 9, 19, 20, 239)] == [1 / 20, 0.5, 1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="after at least 1 epoch, not over 0"):
+        Ramp(0.0, 1.0, by="epoch", over=0)
+
+
+class Weighed(nn.Module):
+    fields = ("labels", "sigma")
+
+    def forward(self, student, teacher, labels, sigma):
+        return ((student - teacher).mean(-1) * sigma)[labels > 0].sum()
+
+
+def test_a_loss_is_given_the_fields_that_it_names():
+    objective = Objective({"weighed": Term(Weighed(), teacher="t.logits")})
+    student, teacher = torch.ones(3, 2), {"t": {"logits": torch.zeros(3, 2)}}
+    batch = {"labels": torch.tensor([0, 1, 2]), "sigma": torch.tensor([1.0, 2.0, 4.0])}
+    assert float(objective({"logits": student}, teacher, batch)["weighed"]) == 6.0
+    with pytest.raises(ValueError, match="no field 'sigma'"):
+        objective({"logits": student}, teacher, {"labels": batch["labels"]})
 
 
 def test_labels_count_only_where_the_mask_says():

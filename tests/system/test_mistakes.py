@@ -382,9 +382,9 @@ def test_a_term_that_was_not_looked_at_yet_reaches_no_checkpoint():
     module.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     module.objective = Objective({"soft": Term(KLDivergence(), teacher="one.logits")})
     batch = {"id": torch.tensor([3, 4])}
-    module._total({"soft": torch.tensor(1.0)}, batch)
+    module._total({"soft": torch.tensor(1.0)}, batch, False)
     module.on_save_checkpoint({})
-    module._total({"soft": torch.tensor(float("inf"))}, batch)  # no reading of the value, so no error yet
+    module._total({"soft": torch.tensor(float("inf"))}, batch, False)  # no reading of the value, so no error yet
     with pytest.raises(UserError, match=r"The term 'soft' became inf at step 0 \(example ids \[3, 4\]\)"):
         module.on_save_checkpoint({})
 
