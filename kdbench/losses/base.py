@@ -18,10 +18,10 @@ class RowLoss(nn.Module):
     compares_rows: bool = False
 
     def per_row(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the value of each row ``[N]``."""
+        """Return the value of each row ``[N]``; a loss with ``fields`` is given these too, by their names."""
         raise NotImplementedError
 
-    def forward(self, student: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    def forward(self, student: Tensor, target: Tensor, weights: Tensor | None = None, **fields: Tensor) -> Tensor:
         """Return the mean over rows, or ``sum(w v) / sum(w)``; no rows at all give 0 with a gradient of 0.
 
         Raises:
@@ -30,7 +30,7 @@ class RowLoss(nn.Module):
         """
         if len(student) == 0:
             return at_least_float32(student).sum() * 0.0
-        values = self.per_row(student, target)
+        values = self.per_row(student, target, **fields)
         if weights is None:
             return values.mean()
         if weights.shape != values.shape:

@@ -1,14 +1,16 @@
 """Contrastive losses: each row of the student against its own row of the teacher and against the others of the batch."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch import Tensor, distributed, nn
+from torch.nn.functional import cross_entropy, normalize
 
 from kdbench.losses.base import at_least_float32, check_choice, check_share, check_temperature, reduced
 from kdbench.losses.divergences import Reduction
+from kdbench.losses.ranks import over_ranks
 
 Variant = Literal["leave_one_out", "all_pairs"]
 Baseline = Literal["constant", "learnt"]
@@ -154,6 +156,66 @@ class MutualInformation(nn.Module):
         if weights.device.type == "cpu" and not weights.sum() > 0:
             raise ValueError("the weights of the rows sum to nothing")
         return (weights * values).sum() / weights.sum()
+
+
+def info_nce(queries: Tensor, candidates: Tensor, scale: float, both_ways: bool = True) -> Tensor:
+    """Cross-entropy of each query's own candidate among all of them: ``mean_i -log softmax_j(scale q_i . c_j)_i``, in nats.
+
+    ``both_ways`` is CLIP's loss: the mean of that and of each candidate's own query among all of them (Radford et al. 2021,
+    arXiv 2103.00020); one way is InfoNCE (van den Oord et al. 2018, arXiv 1807.03748).
+
+    Args:
+        queries: ``[N, D]``, taken as they are: at length 1 the products are cosines.
+        candidates: ``[M, D]``, M >= N: row i belongs to query i, what is beyond N to none.
+        scale: multiplies the products; one over what other papers call the temperature.
+        both_ways: see above; candidates beyond N have no query of their own.
+
+    Raises:
+        ValueError: the shapes do not fit, or the scale is not positive and finite.
+    """
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, got {scale}")
+    fits = queries.dim() == 2 and candidates.dim() == 2 and queries.shape[1] == candidates.shape[1]
+    if not fits or not 0 < len(queries) <= len(candidates):
+        shapes = f"{tuple(queries.shape)} and {tuple(candidates.shape)}"
+        raise ValueError(f"every query [N, D] needs a candidate of its own among [M, D], got {shapes}")
+    with torch.autocast(queries.device.type, enabled=False):
+        scores = scale * at_least_float32(queries) @ at_least_float32(candidates).T
+    own = torch.arange(len(queries), device=scores.device)
+    found = cross_entropy(scores, own)
+    return (found + cross_entropy(scores[:, : len(own)].T, own)) / 2 if both_ways else found
+
+
+class InfoNCE(nn.Module):
+    """:func:`info_nce` of two vectors that the student makes of each example: no teacher, no labels.
+
+    Under data-parallel training the others are those of one device; ``over_ranks`` takes those of all devices, as
+    :class:`~kdbench.losses.transport.SinkhornDistance` does: every rank has the value of the whole batch, and the average of
+    the ranks' gradients is that of the whole batch.
+
+    Args:
+        scale: multiplies the cosines.
+        both_ways: also look for the first vector from the second.
+        over_ranks: compare the rows of all ranks, which must all come here at every step of training.
+    """
+
+    takes_rows: bool = False
+    compares_rows: bool = True
+    student_only: bool = True
+
+    def __init__(self, scale: float = 20.0, both_ways: bool = True, over_ranks: bool = False) -> None:
+        super().__init__()
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale must be positive and finite, got {scale}")
+        self.scale, self.both_ways, self.over_ranks = scale, both_ways, over_ranks
+
+    def forward(self, student: Sequence[Tensor]) -> Tensor:
+        """Return the loss of the vectors ``[N, D]`` of the first texts and of the second ones, brought to length 1."""
+        first, second = (normalize(at_least_float32(each), dim=-1) for each in student)
+        if not (self.over_ranks and distributed.is_initialized() and torch.is_grad_enabled()):
+            return info_nce(first, second, self.scale, self.both_ways)
+        value = info_nce(over_ranks(first), over_ranks(second), self.scale, self.both_ways)
+        return value.detach() + distributed.get_world_size() * (value - value.detach())
 
 
 def _leave_one_out(critic: Tensor, negative: Tensor, log_q: Tensor, alpha: float, columns: Tensor) -> Tensor:

@@ -85,6 +85,38 @@ def jensen_shannon(
     return reduced(beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m), reduction)
 
 
+def skew_kl(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 1.0,
+    alpha: float = 0.1,
+    direction: Direction = "forward",
+    reduction: Reduction = "rows",
+) -> Tensor:
+    """``KL(p || alpha p + (1 - alpha) q)``, or for ``reverse`` ``KL(q || (1 - alpha) p + alpha q)``; no ``T^2``.
+
+    A share of the first distribution in the second bounds the ratio of the two by ``1 / alpha``; at alpha 0 it is the KL
+    divergence. At most ``(1 - alpha) KL``. Ko et al. 2024, arXiv 2402.03898, whose code leaves out the teacher's entropy.
+    """
+    check_share("alpha", alpha)
+    check_choice("direction", direction, get_args(Direction))
+    log_q, log_p = _logs(student, teacher, temperature)
+    first, second = (log_p, log_q) if direction == "forward" else (log_q, log_p)
+    if alpha == 0:
+        return reduced(_kl(first, second), reduction)
+    m = alpha * first.exp() + (1 - alpha) * second.exp()
+    return reduced(_kl(first, m.masked_fill(m == 0, 1.0).log()), reduction)
+
+
+def symmetric_kl(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, share: float = 0.5, reduction: Reduction = "rows"
+) -> Tensor:
+    """``(1 - share) KL(p || q) + share KL(q || p)``; no ``T^2``. At 1/2 it is ``1/2 sum_c (p - q) (log p - log q)``."""
+    check_share("share", share)
+    log_q, log_p = _logs(student, teacher, temperature)
+    return reduced((1 - share) * _kl(log_p, log_q) + share * _kl(log_q, log_p), reduction)
+
+
 def total_variation(
     student: Tensor, teacher: Tensor, temperature: float = 1.0, reduction: Reduction = "rows"
 ) -> Tensor:
@@ -210,6 +242,31 @@ class JensenShannon(RowLoss):
     def per_row(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence of each row."""
         return jensen_shannon(student, target, self.temperature, self.beta, "none")
+
+
+class SkewKL(RowLoss):
+    """:func:`skew_kl` of rows."""
+
+    def __init__(self, temperature: float = 1.0, alpha: float = 0.1, direction: Direction = "forward") -> None:
+        super().__init__()
+        self.temperature, self.alpha = check_temperature(temperature), check_share("alpha", alpha)
+        self.direction = check_choice("direction", direction, get_args(Direction))
+
+    def per_row(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the divergence of each row."""
+        return skew_kl(student, target, self.temperature, self.alpha, self.direction, "none")
+
+
+class SymmetricKL(RowLoss):
+    """:func:`symmetric_kl` of rows."""
+
+    def __init__(self, temperature: float = 1.0, share: float = 0.5) -> None:
+        super().__init__()
+        self.temperature, self.share = check_temperature(temperature), check_share("share", share)
+
+    def per_row(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the divergence of each row."""
+        return symmetric_kl(student, target, self.temperature, self.share, "none")
 
 
 class TotalVariation(RowLoss):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 
-from kdbench.losses.base import at_least_float32
+from kdbench.losses.base import RowLoss, at_least_float32
 
 IGNORED = -100
 
@@ -41,14 +41,18 @@ def masked_token_cross_entropy(
     logits, labels = at_least_float32(logits[labelled]), labels[labelled].long()
     if len(labels) == 0:
         return logits.sum() * 0.0
-    if labels.device.type == "cpu":
-        lowest, highest = (int(each) for each in labels.aminmax())
-        if lowest < 0 or highest >= logits.shape[-1]:
-            wrong = lowest if lowest < 0 else highest
-            raise ValueError(f"the label {wrong} is outside the {logits.shape[-1]} classes")
+    check_classes(labels, logits.shape[-1])
     if divisor is None:
         return cross_entropy(logits, labels, label_smoothing=label_smoothing)
     return cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum") / divisor
+
+
+def check_classes(labels: Tensor, classes: int) -> None:
+    """Raise ValueError for a label outside the classes; on CPU alone, where looking costs no synchronisation."""
+    if labels.device.type == "cpu" and len(labels):
+        lowest, highest = (int(each) for each in labels.aminmax())
+        if lowest < 0 or highest >= classes:
+            raise ValueError(f"the label {lowest if lowest < 0 else highest} is outside the {classes} classes")
 
 
 class CrossEntropy(nn.Module):
@@ -91,3 +95,12 @@ class CrossEntropy(nn.Module):
         distributed.all_reduce(count)
         part = masked_token_cross_entropy(student, labels, label_smoothing=self.label_smoothing, divisor=count)
         return distributed.get_world_size() * part
+
+
+class TokenCrossEntropy(RowLoss):
+    """``-log q(token)`` of rows ``[N, V]`` that are all labelled, with weights where a token is not to count as each other."""
+
+    def per_row(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the cross-entropy of each row."""
+        check_classes(target, student.shape[-1])
+        return cross_entropy(at_least_float32(student), target, reduction="none")

@@ -11,6 +11,7 @@ from torch import Tensor, distributed, nn
 from kdbench.losses.base import at_least_float32, check_same_shape, check_temperature
 from kdbench.losses.hints import mean_squared_error
 from kdbench.losses.projection import Projection
+from kdbench.losses.ranks import over_ranks
 from kdbench.losses.rows import select_rows
 
 LOG_DOMAIN_BELOW = 0.02  # exp(-2 / epsilon) of the largest distance of two distributions leaves float32 at 0.0194
@@ -242,28 +243,14 @@ class SinkhornDistance(nn.Module):
             _check_weights(weights, len(student))
         together = self.over_ranks and distributed.is_initialized() and torch.is_grad_enabled()
         if together:
-            student, target = _over_ranks(student), _over_ranks(target.detach())
-            weights = None if weights is None else _over_ranks(weights)
+            student, target = over_ranks(student), over_ranks(target.detach())
+            weights = None if weights is None else over_ranks(weights)
         value = sinkhorn_distance(
             student, target, self.temperature, self.epsilon, self.iterations, self.scale, self.log_domain, weights
         )
         if together:
             value = value.detach() + distributed.get_world_size() * (value - value.detach())
         return value
-
-
-def _over_ranks(rows: Tensor) -> Tensor:
-    """Return the rows of all ranks in the order of the ranks, as many as each has; only a rank's own carry a gradient."""
-    ranks = range(distributed.get_world_size())
-    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in ranks]
-    distributed.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-    longest = max(int(count) for count in counts)
-    padded = rows.new_zeros(longest, *rows.shape[1:])
-    padded[: len(rows)] = rows.detach()
-    parts = [torch.empty_like(padded) for _ in ranks]
-    distributed.all_gather(parts, padded)
-    own = distributed.get_rank()
-    return torch.cat([rows if rank == own else parts[rank][: int(counts[rank])] for rank in ranks])
 
 
 def _check_settings(epsilon: float, iterations: int) -> None:

@@ -37,6 +37,9 @@ DIVERGENCES = [
     d.JensenShannon(2.0, beta=0),
     d.JensenShannon(2.0, beta=1),
     d.TotalVariation(2.0),
+    d.SkewKL(1.0),
+    d.SkewKL(2.0, 0.3, "reverse"),
+    d.SymmetricKL(2.0, 0.9),
 ]
 
 
@@ -245,6 +248,24 @@ def test_classes_without_probability_in_both_count_nothing(loss):
     plain = STUDENT.clone().requires_grad_()
     loss(plain, TEACHER).backward()
     torch.testing.assert_close(student.grad, plain.grad)
+
+
+@given(seeds, st.floats(0, 1), st.sampled_from(["forward", "reverse"]))
+def test_a_skewed_divergence_lies_below_its_share_of_the_plain_one(seed, alpha, direction):
+    student, teacher = logits(seed)
+    plain = d.kl_divergence(student, teacher, 1.0, direction, reduction="none")
+    skewed = d.skew_kl(student, teacher, 1.0, alpha, direction, "none")
+    assert (skewed <= (1 - alpha) * plain + 1e-12).all()
+    torch.testing.assert_close(d.skew_kl(student, teacher, 1.0, 0.0, direction, "none"), plain)
+
+
+@given(seeds, temperatures)
+def test_the_symmetric_divergence_sees_no_direction(seed, temperature):
+    student, teacher = logits(seed)
+    found = d.symmetric_kl(student, teacher, temperature)
+    torch.testing.assert_close(found, d.symmetric_kl(teacher, student, temperature))
+    p, q = ((each / temperature).softmax(-1) for each in (teacher, student))
+    torch.testing.assert_close(found, 0.5 * ((p - q) * (p.log() - q.log())).sum(-1).mean())
 
 
 def test_the_ends_of_the_skewed_divergence_are_the_two_directions():
