@@ -1,0 +1,260 @@
+"""What the merges of a byte-pair tokenizer tell of the text that it was trained on: the share of each category.
+
+At each step of its training the most frequent pair of neighbours in the mixed text was merged. The counts of all pairs in
+each category, before each merge, so turn a list of merges into linear inequalities of the shares. Hayase et al. 2024, arXiv
+2407.16607.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import linprog
+from scipy.sparse import coo_array
+
+Pair = tuple[str, str]
+Words = Mapping[tuple[str, ...], int]
+MILLION = 1e6
+
+
+class PairHistory(NamedTuple):
+    """How often each pair of neighbours occurs in a text while merges are applied to it: only the changes are kept."""
+
+    total: int
+    """How many pairs there are before the first merge."""
+    pairs: list[Pair]
+    pair: np.ndarray
+    """The number of the pair of each entry, ascending; int64 ``[K]``."""
+    step: np.ndarray
+    """From which step on the entry holds, ascending within a pair: 0 is before the first merge, t after t merges."""
+    count: np.ndarray
+    """The count from there on, int64 ``[K]``."""
+
+
+def pair_history(words: Words, merges: Sequence[Pair]) -> PairHistory:
+    """Return the counts of all pairs before each merge, and after the last.
+
+    Args:
+        words: how often each word occurs, a word being its symbols; no merge crosses the border of a word.
+        merges: in their order; each replaces its pair from left to right in every word.
+
+    Of ``a a a`` the pair ``(a, a)`` counts twice, as every pair of neighbours does.
+
+    Raises:
+        ValueError: there is no pair at all.
+    """
+    states = [list(word) for word in words]
+    weights = list(words.values())
+    counts: Counter[Pair] = Counter()
+    places: defaultdict[Pair, set[int]] = defaultdict(set)
+    for place, (state, weight) in enumerate(zip(states, weights, strict=True)):
+        for pair in pairwise(state):
+            counts[pair] += weight
+            places[pair].add(place)
+    total = counts.total()
+    if not total:
+        raise ValueError("a text whose words are single symbols has no pairs: there is nothing to count")
+    entries: dict[Pair, list[tuple[int, int]]] = {pair: [(0, count)] for pair, count in counts.items()}
+    for step, merge in enumerate(merges, 1):
+        changed: set[Pair] = set()
+        for place in places.pop(merge, ()):
+            before, weight = states[place], weights[place]
+            after = states[place] = _merged(before, merge)
+            for pair in pairwise(before):
+                counts[pair] -= weight
+                changed.add(pair)
+            for pair in pairwise(after):
+                counts[pair] += weight
+                places[pair].add(place)
+                changed.add(pair)
+        for pair in changed:
+            history = entries.setdefault(pair, [(0, 0)])
+            if history[-1][1] != counts[pair]:
+                history.append((step, counts[pair]))
+    names = list(entries)
+    rows = [(number, *entry) for number, name in enumerate(names) for entry in entries[name]]
+    pair, step, count = np.array(rows, dtype=np.int64).T
+    return PairHistory(total, names, pair, step, count)
+
+
+class Shares(NamedTuple):
+    """What a list of merges tells of the mixture."""
+
+    pairs: np.ndarray
+    """The share of each category among the pairs, float64 ``[n]``, summing to 1."""
+    slack: float
+    """How far the merges are from what any mixture explains, in shares of all pairs: the least value of the program."""
+    rows: int
+    """How many inequalities the program had."""
+    missing: list[int]
+    """The steps, from 0, whose pair occurs in no category at any step: nothing follows from them."""
+
+
+def mixture_shares(
+    histories: Sequence[PairHistory],
+    merges: Sequence[Pair],
+    rows_per_round: int | None = 300,
+    tolerance: float = 1e-6,
+) -> Shares:
+    """Return the shares of the categories that explain the merges with the least slack: a linear program.
+
+    ``min sum_t v_t + sum_p u_p`` over ``a, v, u >= 0`` with ``sum_i a_i = 1`` and, for every step t and every pair p other
+    than the merge m_t, ``sum_i a_i c_i^t(m_t) / N_i + v_t + u_p >= sum_i a_i c_i^t(p) / N_i``: c the counts before the
+    merge, N_i the pairs of the category. v forgives a step, u a pair at all steps, such as one that the tokenizer never
+    makes. The rows are found as they are needed: each round solves the program of those found so far and adds those that
+    its solution breaks most. Where none is broken, the solution is one of the whole program; there may be several.
+
+    Args:
+        histories: of each category, all with these merges.
+        merges: of the tokenizer, in their order.
+        rows_per_round: how many rows a round adds at most; None: all rows at once.
+        tolerance: by how much a row may be broken, in shares of all pairs.
+
+    Raises:
+        ValueError: there is no category, or no merge that occurs in one.
+    """
+    program = _Program(histories, merges)
+    if rows_per_round is None:
+        return program.solve(*program.all_rows())
+    steps, places = np.empty((2, 0), dtype=np.int64)
+    while True:
+        found = program.solve(steps, places)
+        more = program.broken(rows_per_round, tolerance)
+        if not len(more[0]):
+            return found
+        steps, places = np.concatenate([steps, more[0]]), np.concatenate([places, more[1]])
+
+
+def byte_shares(pairs: np.ndarray, bytes_per_pair: Sequence[float]) -> np.ndarray:
+    """Return shares of bytes, ``a_i r_i / sum_j a_j r_j``, of shares of pairs, r being the bytes of a category over its pairs."""
+    weighted = np.asarray(pairs, dtype=np.float64) * np.asarray(bytes_per_pair, dtype=np.float64)
+    return weighted / weighted.sum()
+
+
+class _Program:
+    """The linear program of a mixture: its coefficients, and the solution of the rows that were asked for last.
+
+    A row is a step and a *place*: an entry (pair, first step, end) of the table in which no category's count changes.
+    """
+
+    def __init__(self, histories: Sequence[PairHistory], merges: Sequence[Pair]) -> None:
+        if not histories:
+            raise ValueError("a mixture has at least one category")
+        self.merges = len(merges)
+        number = {pair: place for place, pair in enumerate(dict.fromkeys(p for each in histories for p in each.pairs))}
+        keys, values = [], []
+        for history in histories:
+            own = np.array([number[pair] for pair in history.pairs], dtype=np.int64)[history.pair]
+            order = np.lexsort((history.step, own))
+            keys.append((own * (self.merges + 1) + history.step)[order])
+            values.append((history.count / history.total)[order])
+        key = np.unique(np.concatenate(keys))
+        self.pair, self.start = np.divmod(key, self.merges + 1)
+        same = np.append(self.pair[1:] == self.pair[:-1], False)
+        self.end = np.where(same, np.append(self.start[1:], 0), self.merges)
+        self.shares_of = np.zeros((len(histories), len(key)))  # of all pairs of each category
+        for row, own, value in zip(self.shares_of, keys, values, strict=True):
+            last = np.searchsorted(own, key, side="right") - 1
+            known = (last >= 0) & (own[last] // (self.merges + 1) == self.pair)
+            row[known] = value[last[known]]
+        merged = np.array([number.get(pair, -1) for pair in merges], dtype=np.int64)
+        steps = np.arange(self.merges)
+        self.chosen = np.searchsorted(key, merged * (self.merges + 1) + steps, side="right") - 1
+        self.seen = merged >= 0
+        self.missing = steps[~self.seen].tolist()
+        if len(self.missing) == self.merges:
+            raise ValueError(
+                "none of the merges occurs in a category: are the texts cut into words as the tokenizer does?"
+            )
+        self.pairs = len(number)
+
+    def all_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return steps and places of all rows whose pair occurs at that step."""
+        lengths = self.end - self.start
+        places = np.repeat(np.arange(len(self.pair)), lengths)
+        steps = np.arange(len(places)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + self.start[places]
+        kept = self.seen[steps] & (self.chosen[steps] != places) & self.shares_of[:, places].any(0)
+        return steps[kept], places[kept]
+
+    def broken(self, most: int, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows that the last solution breaks most: of each place the step at which it breaks it most."""
+        mixed = self.shares @ self.shares_of
+        bound = np.where(self.seen, mixed[self.chosen] + self.step_slack, np.inf)
+        whole = self.end > self.start
+        step = np.zeros(len(self.pair), dtype=np.int64)
+        step[whole] = _lowest(bound, self.start[whole], self.end[whole])
+        excess = np.where(whole, mixed - self.pair_slack[self.pair] - bound[step], -np.inf)
+        worst = np.argsort(-excess, kind="stable")[:most]
+        worst = worst[excess[worst] > tolerance]
+        return step[worst], worst
+
+    def solve(self, steps: np.ndarray, places: np.ndarray) -> Shares:
+        """Return the solution of the program of these rows, and keep it."""
+        categories = len(self.shares_of)
+        which_steps, step = np.unique(steps, return_inverse=True)
+        which_pairs, pair = np.unique(self.pair[places], return_inverse=True)
+        slacks = len(which_steps) + len(which_pairs)
+        difference = (self.shares_of[:, places] - self.shares_of[:, self.chosen[steps]]).T
+        rows = np.arange(len(steps))
+        matrix = coo_array(
+            (
+                np.concatenate([difference.ravel(), np.full(2 * len(rows), -1.0)]),
+                (
+                    np.concatenate([np.repeat(rows, categories), rows, rows]),
+                    np.concatenate(
+                        [
+                            np.tile(np.arange(categories), len(rows)),
+                            categories + step,
+                            categories + len(which_steps) + pair,
+                        ]
+                    ),
+                ),
+            ),
+            shape=(len(rows), categories + slacks),
+        )
+        # Shares of single pairs are small beside the solver's tolerance of 1e-7: all slacks are counted in millionths.
+        matrix.data = np.where(matrix.col < categories, matrix.data * MILLION, matrix.data)
+        found = linprog(
+            np.concatenate([np.zeros(categories), np.ones(slacks)]),
+            A_ub=matrix.tocsr(),
+            b_ub=np.zeros(len(rows)),
+            A_eq=np.concatenate([np.ones(categories), np.zeros(slacks)])[None],
+            b_eq=[1.0],
+            method="highs",
+        )
+        self.shares = found.x[:categories] / found.x[:categories].sum()
+        self.step_slack, self.pair_slack = np.zeros(self.merges), np.zeros(self.pairs)
+        self.step_slack[which_steps] = found.x[categories : categories + len(which_steps)] / MILLION
+        self.pair_slack[which_pairs] = found.x[categories + len(which_steps) :] / MILLION
+        return Shares(self.shares, float(found.fun) / MILLION, len(rows), self.missing)
+
+
+def _merged(word: list[str], merge: Pair) -> list[str]:
+    """Return a word with every occurrence of a pair, from left to right, as one symbol."""
+    found, at = [], 0
+    while at < len(word):
+        if at + 1 < len(word) and (word[at], word[at + 1]) == merge:
+            found.append(word[at] + word[at + 1])
+            at += 2
+        else:
+            found.append(word[at])
+            at += 1
+    return found
+
+
+def _lowest(values: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Return the place of the lowest value in each range ``start <= place < end``, the first of equals."""
+    level = [np.arange(len(values))]
+    while (width := 2 ** len(level)) <= len(values):
+        before = level[-1]
+        left, right = before[: len(values) - width + 1], before[width // 2 : len(values) - width // 2 + 1]
+        level.append(np.where(values[right] < values[left], right, left))
+    depth = np.log2(end - start).astype(np.int64)
+    found = np.empty(len(start), dtype=np.int64)
+    for each in np.unique(depth):
+        asked = depth == each
+        left, right = level[each][start[asked]], level[each][end[asked] - 2**each]
+        found[asked] = np.where(values[right] < values[left], right, left)
+    return found
