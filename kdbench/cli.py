@@ -35,8 +35,9 @@ kdbench: knowledge distillation papers as runnable experiments and checkable cla
   kdbench cache     --config FILE ...            compute ahead what the teachers of an experiment say; later runs read it
   kdbench cache     list | prune [--keep-gb N]   what is stored of teachers; remove all, or the least recently used
   kdbench list      [papers|data|models|losses|methods|metrics|studies]   what there is
-  kdbench export    RUN [--to FOLDER]            the student of a run as a plain transformers folder with a model card
-  kdbench speed     RUN [--batch N] [--length N] size and latency of a run's student against its teachers
+  kdbench export    RUN [--to FOLDER] [--exit N] the student of a run as a plain transformers folder with a model card; of
+                                                 a network with exits one of them, as far as it goes
+  kdbench speed     RUN [--batch N] [--length N] size and latency of a run's student against its teachers and its exits
 
 Options of fit, validate, test and predict:
   --config FILE     an experiment, then overlays: dicts merge, a changed class_path replaces its node, null deletes
@@ -215,11 +216,13 @@ def _list(argv: list[str]) -> None:
 
 
 def _export(argv: list[str]) -> None:
-    arguments = parse(argv, {"to", "runs"}, set())
+    arguments = parse(argv, {"to", "exit", "runs"}, set())
     _prepare_torch()
     from kdbench.suite import product
 
-    print(product.export(_run_folder(arguments), Path(arguments.options["to"]) if "to" in arguments.options else None))
+    told = arguments.options
+    to = Path(told["to"]) if "to" in told else None
+    print(product.export(_run_folder(arguments), to, _whole("exit", told["exit"]) if "exit" in told else None))
 
 
 def _speed(argv: list[str]) -> None:

@@ -69,11 +69,11 @@ class TeacherCache(pl.Callback):
         self, module: Distillation, name: str, taps: list[str], build: Callable[[], Reader]
     ) -> StoredReader | None:
         """Return what reads a teacher's taps from the store; None, with the reason noted, when that would not help."""
-        draws = module.data.draws
+        draws = module.data.versions
         if self.mode == "off":
             self.reason = "it is switched off"
-        elif type(module).prepare is not Distillation.prepare:
-            self.reason = "the step changes its batches, so what was looked up before would belong to others"
+        elif module.uncached is not None:
+            self.reason = module.uncached
         elif draws is None:
             self.reason = "each epoch draws its rows anew without end (data.draws makes a finite pool)"
         else:

@@ -75,7 +75,7 @@ class RunningRange:
 
 
 @torch.no_grad()
-def observe(
+def observed_ranges(
     network: nn.Module, modules: Mapping[str, nn.Module], views: Iterable[View], quantile: float = 1.0
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Run a network on views and return the range of the first input of each module (:class:`RunningRange`).

@@ -1,4 +1,4 @@
-"""Text augmentation: changed copies of training rows, and mixtures of their embeddings; the teacher labels them.
+"""Text augmentation: changed copies of training rows; the teacher labels them.
 
 Draw 0 of a row is the row itself, draws 1 to ``copies`` are its copies. A copy is a pure function of the seed, the number
 of the row, the draw and what was prepared from the training texts, never of the batch that it is in. An edit may change
@@ -13,21 +13,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.special import betaincinv
 from tokenizers import models
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
 from kdbench.data.noise import uniform
 from kdbench.data.tokenizers import encode_words, split_words
 from kdbench.errors import UserError
-from kdbench.losses.base import check_share
 from kdbench.models.origins import Facts, Origin
 
 _FATE, _NEW, _PARTNER, _LEFT = range(4)  # what a random number is drawn for
-_SHARE, _ORDER, _MIXED = range(3)
 _REPLACE, _INSERT, _SWAP, _DELETE = range(4)
 
 
@@ -317,89 +313,3 @@ def _at_places(network: nn.Module, masked: Sequence[tuple[np.ndarray, int]], pad
     if logits.dim() != 3:
         raise UserError(f"The network's logits are of the shape {tuple(logits.shape)}: it is no masked language model.")
     return logits[torch.arange(len(rows)), torch.tensor([place for _, place in masked])].float().cpu()
-
-
-def draw_mixup(
-    seed: int,
-    rows: Sequence[int] | np.ndarray,
-    draws: Sequence[int] | np.ndarray,
-    concentration: float,
-    rate: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Draw for each row of a batch its partner and its own share ``l`` of the mixture, ``l ~ Beta(a, a)``.
-
-    The share is a pure function of (seed, row, draw), the partners of the set of rows in the batch: in a random order of
-    their own each row is mixed with the next, so that none is mixed with itself and each is a partner once.
-
-    Args:
-        seed: names all that is drawn.
-        rows: number of each row in its split, ``[B]``.
-        draws: which random version of each row, ``[B]``; mixtures that shall differ between epochs need other draws.
-        concentration: ``a``, above 0: 1 draws evenly, less keeps rows apart.
-        rate: the share of rows that are mixed; the others keep ``l = 1``.
-
-    Returns:
-        partner, int64 ``[B]``, and share, float32 ``[B]`` in [0, 1].
-
-    Raises:
-        ValueError: the concentration is not positive, or the rate no share.
-
-    Source: Zhang et al. 2018, arXiv 1710.09412.
-    """
-    if not concentration > 0:
-        raise ValueError(f"the concentration of the Beta distribution must be positive, got {concentration}")
-    check_share("rate", rate)
-    rows, draws = np.asarray(rows), np.asarray(draws)
-    share = betaincinv(concentration, concentration, uniform(seed, rows, draws, _SHARE))
-    share = np.where(uniform(seed, rows, draws, _MIXED) < rate, share, 1.0)
-    order = np.argsort(uniform(seed, rows, draws, _ORDER), kind="stable")
-    partner = np.empty(len(rows), dtype=np.int64)
-    partner[order] = np.roll(order, -1)
-    return torch.from_numpy(partner), torch.from_numpy(share.astype(np.float32))
-
-
-def mixup(embeddings: Tensor, mask: Tensor, partner: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Mix the embeddings of rows: ``x~ = l x_i + (1 - l) x_j``, j the partner of i; padding counts as 0.
-
-    A place is real where a text with a share above 0 has a token, so that ``l = 1`` gives ``x_i`` and its mask exactly.
-    Student and teacher each mix their own embeddings with the same partners and shares, and the teacher labels ``x~``.
-
-    Args:
-        embeddings: of the tokens, before positions are added, ``[B, S, H]``.
-        mask: 1 at tokens, 0 at padding, ``[B, S]``.
-        partner: the row that each row is mixed with, int64 ``[B]``.
-        share: ``l`` of each row, in [0, 1], ``[B]``.
-
-    Returns:
-        ``x~`` ``[B, S, H]``, at padding what the embeddings hold there, and its mask ``[B, S]`` in the dtype of ``mask``.
-
-    Raises:
-        ValueError: the shapes do not fit.
-
-    Source: Guo et al. 2019, arXiv 1905.08941 (mixup of word embeddings); He et al. 2021, arXiv 2109.11105.
-    """
-    if embeddings.dim() != 3 or mask.shape != embeddings.shape[:2]:
-        raise ValueError(f"a mask of shape {tuple(mask.shape)} does not fit embeddings of {tuple(embeddings.shape)}")
-    if partner.shape != mask.shape[:1] or share.shape != mask.shape[:1]:
-        raise ValueError(f"{len(mask)} rows need as many partners and shares, got {len(partner)} and {len(share)}")
-    real, part = mask.bool(), share[:, None]
-    known = embeddings.masked_fill(~real[..., None], 0.0)
-    mixed = torch.lerp(known[partner], known, part[..., None].to(embeddings.dtype))
-    both = (real & (part > 0)) | (real[partner] & (part < 1))
-    return torch.where(both[..., None], mixed, embeddings), both.to(mask.dtype)
-
-
-def mix_labels(labels: Tensor, partner: Tensor, share: Tensor, classes: int) -> Tensor:
-    """Return the gold distributions of mixtures, ``l onehot(y_i) + (1 - l) onehot(y_j)``.
-
-    Args:
-        labels: classes ``[B]``.
-        partner: the row that each row is mixed with, int64 ``[B]``.
-        share: ``l`` of each row, ``[B]``.
-        classes: their number C.
-
-    Returns:
-        ``[B, C]`` in the dtype of ``share``.
-    """
-    gold = one_hot(labels, classes).to(share.dtype)
-    return torch.lerp(gold[partner], gold, share[:, None])

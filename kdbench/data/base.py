@@ -6,7 +6,7 @@ views: the keyword arguments of one network each. ``inputs`` is the student's.
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -73,6 +73,11 @@ class TaskData(pl.LightningDataModule):
         """What makes each view; None where no tokenizer does."""
         self.items: dict[str, list[Item]] = {}
 
+    @property
+    def versions(self) -> int | None:
+        """How many versions of a row the networks see, None without end: what the teacher cache can keep."""
+        return self.draws
+
     # ---- what a task says ----
 
     def read_labels(self, rows: dict[str, list[Row]]) -> list[str] | None:
@@ -88,6 +93,10 @@ class TaskData(pl.LightningDataModule):
         networks = self.trainer.lightning_module.tokenizers()
         self.tokenizers, self.views = {"inputs": None}, dict.fromkeys(networks, "inputs")
 
+    def preprocessor(self, view: str) -> dict[str, Any] | None:
+        """Return how a view is made of images, as a ``preprocessor_config.json`` tells it; None for other data."""
+        return None
+
     def encode(self, rows: list[Row]) -> list[Item]:
         """Return what the batches need of every row: its views and labels."""
         raise NotImplementedError
@@ -95,6 +104,22 @@ class TaskData(pl.LightningDataModule):
     def collate(self, split: str, chosen: Sequence[tuple[Item, int]]) -> dict[str, Any]:
         """Return the batch of some rows, each with its draw."""
         raise NotImplementedError
+
+    def named(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a batch whose views name what networks see, as the teacher cache knows it; by default the views themselves."""
+        return batch
+
+    def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return a batch as the networks see it, when it is on their device; by default it is as it was collated."""
+        return batch
+
+    def reader(self, split: str) -> torch.utils.data.Dataset:
+        """Return what gives the collation the rows that it is asked for, each with its draw."""
+        return Rows(self.items[split])
+
+    def sampler(self, split: str) -> Callable[..., GroupedBatches]:
+        """Return what puts the rows of a split in order."""
+        return GroupedBatches
 
     def grouping(self, items: list[Item], shuffle: bool, compares: bool) -> tuple[list[int] | None, int]:
         """Return the lengths of the rows, and of how many batches those of like length are put together.
@@ -160,7 +185,7 @@ class TaskData(pl.LightningDataModule):
         items = self.items[split]
         compares = shuffle and self.trainer.lightning_module.compares_rows
         lengths, group = self.grouping(items, shuffle, compares)
-        sampler = GroupedBatches(
+        sampler = self.sampler(split)(
             rows=len(items),
             batch_size=batch_size,
             lengths=lengths,
@@ -174,7 +199,7 @@ class TaskData(pl.LightningDataModule):
             deal="interleaved" if compares else self.deal,
         )
         return ResumableLoader(
-            Rows(items), batch_sampler=sampler, collate_fn=Collate(self, split), num_workers=self.num_workers
+            self.reader(split), batch_sampler=sampler, collate_fn=Collate(self, split), num_workers=self.num_workers
         )
 
 
@@ -190,6 +215,9 @@ class Rows(torch.utils.data.Dataset):
     def __getitem__(self, asked: tuple[int, int]) -> tuple[Item, int]:
         row, draw = asked
         return self.items[row], draw
+
+    def __getitems__(self, asked: list[tuple[int, int]]) -> list[tuple[Item, int]]:
+        return [(self.items[row], draw) for row, draw in asked]
 
 
 class Collate:

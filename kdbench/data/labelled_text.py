@@ -212,7 +212,8 @@ class TokenTagging(PlainViews):
         words = pad([item["labels"] for item, _ in chosen], IGNORED)
         for view in self.view_names(split):
             first = pad([item[view_key("first", view)] for item, _ in chosen], 0)
-            batch[view_key("first_piece", view)] = torch.from_numpy(np.maximum(first, 0))
+            starts = batch[view]["attention_mask"].argmax(1, keepdim=True)  # not 0 where the tokenizer pads on the left
+            batch[view_key("first_piece", view)] = torch.from_numpy(np.maximum(first, 0)) + starts
         pieces = np.full(tuple(batch["inputs"]["input_ids"].shape), IGNORED)
         rows, places = np.nonzero(words != IGNORED)
         pieces[rows, batch["first_piece"].numpy()[rows, places]] = words[rows, places]
@@ -273,14 +274,8 @@ class TextSimilarity(PlainViews):
 
     def encode(self, rows: list[Row]) -> list[Item]:
         """Return the pieces of both texts in every view, and the score."""
-        items: list[Item] = [{"score": float(field(row, self.score))} for row in rows]
-        for view, tokenizer in self.tokenizers.items():
-            for role, name in zip(("first", "second"), self.fields, strict=True):
-                texts = [field(row, name) for row in rows]
-                coded = tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
-                for item, ids in zip(items, coded, strict=True):
-                    item[view_key(role, view)] = np.asarray(ids)
-        return [item | {"length": max(len(item["first"]), len(item["second"]))} for item in items]
+        scores = [float(field(row, self.score)) for row in rows]
+        return [item | {"score": score} for item, score in zip(self.apart(rows), scores, strict=True)]
 
     def collate(self, split: str, chosen: Sequence[tuple[Item, int]]) -> dict[str, Any]:
         """Return both texts' views and the scores ``[B]``."""

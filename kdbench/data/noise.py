@@ -1,6 +1,7 @@
 """Counter-based random numbers: noise that is a function of its name, not of the order in which it is drawn."""
 
 import numpy as np
+from scipy.special import ndtri
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -29,6 +30,16 @@ def uniform(seed: int, *counters: int | np.ndarray) -> np.ndarray:
         for counter in counters:
             state = _mix(state + _GOLDEN + _unsigned(counter))
     return np.asarray(((state >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52)
+
+
+def normal(seed: int, *counters: int | np.ndarray) -> np.ndarray:
+    """Return standard normal random numbers, the quantiles at :func:`uniform` of the same arguments."""
+    return ndtri(uniform(seed, *counters))
+
+
+def below(limit: int | np.ndarray, seed: int, *counters: int | np.ndarray) -> np.ndarray:
+    """Return random integers from 0 to ``limit - 1``, any alike: ``floor(limit u)`` with u of :func:`uniform`."""
+    return (limit * uniform(seed, *counters)).astype(np.int64)
 
 
 def _unsigned(integers: int | np.ndarray) -> np.ndarray:

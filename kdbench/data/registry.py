@@ -34,17 +34,18 @@ class Card:
 
     Args:
         name: how experiments name it.
-        task: ``text``, ``tagging``, ``classification`` or ``similarity``.
+        task: ``text``, ``tagging``, ``classification``, ``similarity``, ``retrieval``, ``density`` or ``mixtures``.
         languages: ISO 639-1 codes.
         licence: of the published data.
         description: one line.
-        loaders: the function ``module:name`` of each source that the set has: ``embedded(split, count)``,
-            ``local(folder, split)`` and ``hub(hub, split)``, each returning rows; imported only when it is used.
+        loaders: the function ``module:name`` of each source that the set has: ``embedded(split, count)``, without a count
+            where the number of rows is not fixed, ``local(folder, split)`` and ``hub(hub, split)``, each returning rows;
+            imported only when it is used.
         splits: rows of train, validation and test, for the sources where they are fixed.
         embedded: what the generator is and the best score that its rows allow; nothing where there is none.
         hub: where it lies on the hub.
         local: its folder under ``KDBENCH_DATA``.
-        files: its files in that folder, each plain or with ``.gz`` at the end.
+        files: its files in that folder, each plain or with ``.gz`` at the end, or folders of files.
     """
 
     name: str
@@ -70,7 +71,8 @@ def load(name: str, source: str, split: str) -> list[Row]:
         raise UserError(f"There is no split '{split}': choose one of {', '.join(SPLITS)}.")
     card, loader = _loader(name, source)
     if source == "embedded":
-        rows = loader(split, card.splits[source][SPLITS.index(split)])
+        sizes = card.splits.get(source)
+        rows = loader(split, sizes[SPLITS.index(split)]) if sizes else loader(split)
     elif source == "local":
         rows = loader(_folder(card), split)
     else:
@@ -84,12 +86,27 @@ def load(name: str, source: str, split: str) -> list[Row]:
 def _embedded_hash(name: str) -> str:
     digest = hashlib.sha256()
     for split in SPLITS:
-        digest.update(json.dumps([split, load(name, "embedded", split)], sort_keys=True).encode())
+        rows = json.dumps([split, load(name, "embedded", split)], sort_keys=True, default=_array_digest)
+        digest.update(rows.encode())
     return digest.hexdigest()
+
+
+def _array_digest(array: Any) -> list[Any]:
+    """Return what stands for a numpy array in a fingerprint: its type, its shape and a hash of its content."""
+    return [array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).hexdigest()]
+
+
+def _listing_digest(folder: Path) -> str:
+    """Return a hash of the names and sizes of all files in a folder, too many to read."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    found = sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in files)
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def fingerprint(name: str, source: str) -> str:
     """Return 16 hex digits that change with the content: rows (embedded), file bytes (local) or id and revision (hub).
+
+    Of a folder of files, their names and sizes count.
 
     Raises:
         UserError: for an unknown name or source, or for files that are missing.
@@ -99,7 +116,7 @@ def fingerprint(name: str, source: str) -> str:
         content = _embedded_hash(name)
     elif source == "local":
         paths = [local_file(_folder(card), each) for each in card.files]
-        content = " ".join(file_digest(path) for path in paths)
+        content = " ".join(file_digest(path) if path.is_file() else _listing_digest(path) for path in paths)
     else:
         content = " ".join(card.hub)
     return hashlib.sha256(f"{name} {source} {content}".encode()).hexdigest()[:16]
@@ -119,9 +136,9 @@ def card_of(name: str) -> Card:
 
 
 def local_file(folder: Path, name: str) -> Path:
-    """Return the file of that name in a folder, plain or gzipped; raise :class:`UserError` where there is none."""
+    """Return the file (plain or gzipped) or folder of that name in a folder; raise :class:`UserError` where there is none."""
     for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
+        if path.exists():
             return path
     raise UserError(f"There is no file {folder / name} (nor the same with .gz): put the published file there.")
 
@@ -148,10 +165,10 @@ def _folder(card: Card) -> Path:
     return folder
 
 
-def _published(language: str, readers: str) -> dict[str, str]:
+def _published(room: str, readers: str) -> dict[str, str]:
     return {
-        "local": f"kdbench.data.{language}:local_{readers}",
-        "hub": f"kdbench.data.{language}_hub:hub_{readers}",
+        "local": f"kdbench.data.{room}:local_{readers}",
+        "hub": f"kdbench.data.{room}_hub:hub_{readers}",
     }
 
 
@@ -174,6 +191,7 @@ RO_FILES = {
 }
 TSV_FILES = ("train.tsv", "dev.tsv", "test.tsv")
 EN_FILES = {"sst2": TSV_FILES, "stsb": TSV_FILES, "banking77": ("train.csv", "test.csv", "categories.json")}
+CIFAR_FILES = ("train.parquet", "test.parquet")
 
 CARDS: dict[str, Card] = {
     card.name: card
@@ -305,6 +323,145 @@ CARDS: dict[str, Card] = {
             files=EN_FILES["banking77"],
         ),
         Card(
+            name="code/stdlib_functions",
+            task="retrieval",
+            languages=("en",),
+            licence="PSF-2.0",
+            description="docstrings and functions of Python's own standard library, no package in two splits",
+            embedded="Real code of the interpreter that runs (Python 3.11: 2,708 / 332 / 333 pairs); the best score is not known.",
+            loaders={"embedded": "kdbench.data.stdlib:functions"},
+            splits={},
+        ),
+        Card(
+            name="code/synthconl",
+            task="retrieval",
+            languages=("en",),
+            licence="as CodeSearchNet's repositories; translations by Qwen2.5-Coder",
+            description="text to code, and code to its translation into another language (SynthCoNL); repositories are split",
+            loaders={"hub": "kdbench.data.code_hub:hub_synthconl"},
+            splits={},
+            hub=Hub("modularStarEncoder/SynthCoNL", "data", "800231d337ba895f4e49ea948ce498184ab448b6"),
+        ),
+        Card(
+            name="en/python_docs",
+            task="text",
+            languages=("en",),
+            licence="PSF-2.0",
+            description="paragraphs of the reference that every Python carries, no topic in two splits",
+            embedded="Real prose of the interpreter that runs; the best score is not known.",
+            loaders={"embedded": "kdbench.data.python_docs:paragraphs"},
+            splits={"embedded": (1150, 140, 120)},
+        ),
+        Card(
+            name="en/tinyshakespeare",
+            task="text",
+            languages=("en",),
+            licence="MIT",
+            description="Shakespeare's plays in windows of 128 characters, in the order of the file",
+            loaders={"local": "kdbench.data.writings:local_shakespeare"},
+            splits={"local": (7842, 435, 435)},
+            local="en/tinyshakespeare",
+            files=("input.txt",),
+        ),
+        Card(
+            name="en/gsm8k",
+            task="text",
+            languages=("en",),
+            licence="MIT",
+            description="school problems in words with worked answers (GSM8K); a tenth of its training rows is for validation",
+            loaders=_published("writings", "gsm8k"),
+            splits={"local": (6726, 747, 1319), "hub": (6726, 747, 1319)},
+            hub=Hub("openai/gsm8k", "main", "main"),
+            local="en/gsm8k",
+            files=("train.jsonl", "test.jsonl"),
+        ),
+        Card(
+            name="en/dolly",
+            task="text",
+            languages=("en",),
+            licence="Apache-2.0",
+            description="instructions and responses (Dolly 15k as MiniLLM splits it)",
+            loaders={"hub": "kdbench.data.writings_hub:hub_dolly"},
+            splits={},
+            hub=Hub("MiniLLM/dolly", ".", "d131636138be0ff3fd0901c12c1739844d337279"),
+        ),
+        Card(
+            name="synthetic/markov_language",
+            task="text",
+            languages=(),
+            licence="Apache-2.0",
+            description="texts of 34 words out of 24, each drawn by a law of the two words before it",
+            embedded="A Markov chain of order 2; the best language model has a cross-entropy of 1.65 nats a word after two.",
+            loaders={"embedded": "kdbench.data.generators.markov_language:texts"},
+            splits={"embedded": (4096, 512, 512)},
+        ),
+        Card(
+            name="synthetic/markov_domains",
+            task="text",
+            languages=(),
+            licence="Apache-2.0",
+            description="texts of four domains, and of a target that two of them resemble; one law a domain",
+            embedded="Markov chains of order 1; the best language model of the target has 1.71 nats a word after the first.",
+            loaders={"embedded": "kdbench.data.generators.markov_domains:texts"},
+            splits={"embedded": (4000, 200, 400)},
+        ),
+        Card(
+            name="text/pile_domains",
+            task="text",
+            languages=("en",),
+            licence="as the texts that it is made of",
+            description="a sample of 17 domains of the Pile without copyrighted texts (RegMix); half of its validation is for test",
+            loaders={"hub": "kdbench.data.pile_hub:hub_domains"},
+            splits={},
+            hub=Hub("sail/regmix-data-sample", ".", "main"),
+        ),
+        Card(
+            name="mixtures/pile",
+            task="mixtures",
+            languages=("en",),
+            licence="MIT",
+            description="mixtures of 17 domains of the Pile and the losses of 1M, 60M and 1B models trained on them (RegMix)",
+            loaders={"local": "kdbench.data.mixture_tables:local_mixtures"},
+            splits={"local": (512, 0, 576)},
+            local="regmix",
+            files=tuple(
+                f"{split}_{what}_{size}.csv"
+                for split, sizes in (("train", ("1m",)), ("test", ("1m", "60m", "1B")))
+                for size in sizes
+                for what in ("mixture", "pile_loss")
+            ),
+        ),
+        Card(
+            name="synthetic/letters",
+            task="text",
+            languages=(),
+            licence="Apache-2.0",
+            description="a language without meaning: words of Latin letters that follow one another by their own law",
+            embedded="Words drawn alone by Zipf's law; the best language model has a cross-entropy of 6.38 nats a word.",
+            loaders={"embedded": "kdbench.data.generators.letter_languages:first"},
+            splits={"embedded": (6000, 500, 500)},
+        ),
+        Card(
+            name="synthetic/letters_2",
+            task="text",
+            languages=(),
+            licence="Apache-2.0",
+            description="another language of Latin letters, whose letters follow by another law",
+            embedded="Words drawn alone by Zipf's law; the best language model has a cross-entropy of 6.38 nats a word.",
+            loaders={"embedded": "kdbench.data.generators.letter_languages:second"},
+            splits={"embedded": (6000, 500, 500)},
+        ),
+        Card(
+            name="synthetic/letters_cyrillic",
+            task="text",
+            languages=(),
+            licence="Apache-2.0",
+            description="a language of the same kind in Cyrillic letters",
+            embedded="Words drawn alone by Zipf's law; the best language model has a cross-entropy of 6.38 nats a word.",
+            loaders={"embedded": "kdbench.data.generators.letter_languages:third"},
+            splits={"embedded": (6000, 500, 500)},
+        ),
+        Card(
             name="synthetic/hidden_markov",
             task="text",
             languages=(),
@@ -363,6 +520,102 @@ CARDS: dict[str, Card] = {
             embedded="Gaussians around the leaves of a tree; Bayes' rule tells 82.3% of the test classes.",
             loaders={"embedded": "kdbench.data.generators.gaussian_classes:vectors"},
             splits={"embedded": (2000, 1000, 4000)},
+        ),
+        Card(
+            name="synthetic/ring",
+            task="density",
+            languages=(),
+            licence="Apache-2.0",
+            description="points of eight narrow Gaussians on a circle of radius 1, to be sampled by diffusion models",
+            embedded="A mixture of Gaussians; fresh points have a sliced Wasserstein distance of 0.014 from the test points.",
+            loaders={"embedded": "kdbench.data.generators.density_mixtures:ring"},
+            splits={"embedded": (20000, 2000, 2000)},
+        ),
+        Card(
+            name="synthetic/class_templates",
+            task="classification",
+            languages=(),
+            licence="Apache-2.0",
+            description="images of 3x16x16 in 10 classes: smooth patterns, shifted, under strong noise",
+            embedded="Templates under Gaussian noise; Bayes' rule tells 100.0% of the test classes.",
+            loaders={"embedded": "kdbench.data.generators.class_templates:waves_images"},
+            splits={"embedded": (4000, 1000, 4000)},
+        ),
+        Card(
+            name="synthetic/class_templates_20",
+            task="classification",
+            languages=(),
+            licence="Apache-2.0",
+            description="images of 1x16x16 in 20 classes: three round spots each, under strong noise",
+            embedded="Templates under Gaussian noise; Bayes' rule tells 93.8% of the test classes.",
+            loaders={"embedded": "kdbench.data.generators.class_templates:spots_images"},
+            splits={"embedded": (4000, 1000, 2000)},
+        ),
+        Card(
+            name="synthetic/painted_scenes",
+            task="classification",
+            languages=(),
+            licence="Apache-2.0",
+            description="images of 3x16x16 in 20 classes: five textures with a disc in one of four quarters, under noise",
+            embedded="Textures of random phase and a disc under Gaussian noise; Bayes' rule tells 99.4% of the test classes.",
+            loaders={"embedded": "kdbench.data.generators.painted_scenes:images"},
+            splits={"embedded": (4000, 1000, 2000)},
+        ),
+        Card(
+            name="vision/digits",
+            task="classification",
+            languages=(),
+            licence="CC BY 4.0",
+            description="handwritten digits of 8x8 pixels that scikit-learn carries (UCI optical recognition)",
+            embedded="Real images; the best possible score is not known.",
+            loaders={"embedded": "kdbench.data.digits:images"},
+            splits={"embedded": (1000, 297, 500)},
+        ),
+        Card(
+            name="vision/cifar10",
+            task="classification",
+            languages=(),
+            licence="not stated",
+            description="photographs of 3x32x32 in 10 classes (CIFAR-10); a tenth of its training rows is for validation",
+            loaders=_published("vision", "cifar10"),
+            splits={"local": (45000, 5000, 10000), "hub": (45000, 5000, 10000)},
+            hub=Hub("uoft-cs/cifar10", "plain_text", "main"),
+            local="cifar10",
+            files=CIFAR_FILES,
+        ),
+        Card(
+            name="vision/cifar100",
+            task="classification",
+            languages=(),
+            licence="not stated",
+            description="photographs of 3x32x32 in 100 classes (CIFAR-100); a tenth of its training rows is for validation",
+            loaders=_published("vision", "cifar100"),
+            splits={"local": (45000, 5000, 10000), "hub": (45000, 5000, 10000)},
+            hub=Hub("uoft-cs/cifar100", "cifar100", "main"),
+            local="cifar100",
+            files=CIFAR_FILES,
+        ),
+        Card(
+            name="vision/imagenet",
+            task="classification",
+            languages=(),
+            licence="ImageNet terms of access: research only",
+            description="photographs in 1000 classes (ILSVRC 2012); a hundredth of its training rows is for validation",
+            loaders=_published("vision", "imagenet"),
+            splits={"local": (1268356, 12811, 50000), "hub": (1268356, 12811, 50000)},
+            hub=Hub("ILSVRC/imagenet-1k", "data", "main"),
+            local="imagenet",
+            files=("train", "val"),
+        ),
+        Card(
+            name="vision/coco_latents",
+            task="density",
+            languages=("en",),
+            licence="captions CC BY 4.0, images by their Flickr terms",
+            description="photographs of COCO as latents of Stable Diffusion XL, each with its caption",
+            loaders={"hub": "kdbench.data.coco:hub_latents"},
+            splits={"hub": (1000, 200, 1000)},
+            hub=Hub("sayakpaul/coco-30-val-2014", "default", "main"),
         ),
     )
 }

@@ -107,9 +107,13 @@ class GroupedBatches(Sampler[list[tuple[int, int]]]):
         batches = (self._shuffled() if self.shuffle else self._in_order())[self.start :]
         return ([(row, draw) for row in batch.tolist()] for batch in batches)
 
+    def order(self) -> np.ndarray:
+        """Return the rows of the chosen epoch in the order of their draw, ``[kept]``: all in random order, each once."""
+        return np.argsort(uniform(self.seed, self.epoch, 0, np.arange(self.rows)))[: self.kept]
+
     def _shuffled(self) -> list[np.ndarray]:
         size = self.per_batch * self.world
-        order = np.argsort(uniform(self.seed, self.epoch, 0, np.arange(self.rows)))[: self.kept]
+        order = self.order()
         if self.lengths is not None and self.group > 1:
             chunk = np.arange(len(order)) // (size * self.group)
             order = order[np.lexsort((self.lengths[order], chunk))]

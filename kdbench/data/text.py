@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,23 @@ class PlainViews(TextData):
                 item[view_key("inputs", view)] = np.asarray(ids)
         return [item | {"length": len(item["inputs"])} for item in items]
 
+    def apart(self, rows: list[Row], openings: Sequence[str] | None = None) -> list[Item]:
+        """Return the pieces of each row's two texts, ``first`` and ``second``, every one encoded alone, in every view.
+
+        Each may have an opening, a template over the fields of the row, which is joined to it as a pair and never cut.
+        """
+        items: list[Item] = [{} for _ in rows]
+        for place, role in enumerate(("first", "second")):
+            columns = [[field(row, self.fields[place]) for row in rows]]
+            if openings is not None:
+                columns.insert(0, [filled(openings[place], row) for row in rows])
+            how = "only_second" if openings is not None else True
+            for view, tokenizer in self.tokenizers.items():
+                coded = tokenizer(*columns, truncation=how, max_length=self.max_length)["input_ids"]
+                for item, ids in zip(items, coded, strict=True):
+                    item[view_key(role, view)] = np.asarray(ids)
+        return [item | {"length": max(len(item["first"]), len(item["second"]))} for item in items]
+
     def as_batch(self, split: str, chosen: Sequence[tuple[Item, int]], roles: Sequence[str]) -> dict[str, Any]:
         """Return id, draw and, for every role and view, the padded ids."""
         batch: dict[str, Any] = numbered(chosen)
@@ -109,7 +127,8 @@ class PlainViews(TextData):
                 coded = [item[view_key(role, view)] for item, _ in chosen]
                 lengths = np.array([len(each) for each in coded])
                 name = view if role == "inputs" else view_key(role, view)
-                batch[name] = as_view(pad(coded, self.tokenizers[view].pad_token_id), lengths)
+                left = self.tokenizers[view].padding_side == "left"
+                batch[name] = as_view(pad(coded, self.tokenizers[view].pad_token_id, left), lengths, left)
         return batch
 
 
@@ -121,17 +140,25 @@ def text_fields(text: str | list[str]) -> list[str]:
     return fields
 
 
-def pad(arrays: Sequence[np.ndarray], value: int) -> np.ndarray:
-    """Return arrays of different lengths as one ``[B, S]`` int64 array, filled up with ``value`` on the right."""
+def filled(template: str, row: Row) -> str:
+    """Return a template with the fields of a row that it names in braces; raise :class:`UserError` where there is none."""
+    return "".join(
+        text + (str(field(row, name)) if name is not None else "") for text, name, _, _ in Formatter().parse(template)
+    )
+
+
+def pad(arrays: Sequence[np.ndarray], value: int, left: bool = False) -> np.ndarray:
+    """Return arrays of different lengths as one ``[B, S]`` int64 array, filled up with ``value`` on the right, or the left."""
     padded = np.full((len(arrays), max(len(each) for each in arrays)), value, dtype=np.int64)
     for row, each in zip(padded, arrays, strict=True):
-        row[: len(each)] = each
+        row[len(row) - len(each) if left else 0 :][: len(each)] = each
     return padded
 
 
-def as_view(ids: np.ndarray, lengths: np.ndarray) -> dict[str, Tensor]:
-    """Return a network's view: the padded ids and the mask of the real ones."""
-    mask = np.arange(ids.shape[1])[None] < lengths[:, None]
+def as_view(ids: np.ndarray, lengths: np.ndarray, left: bool = False) -> dict[str, Tensor]:
+    """Return a network's view: the ids, padded on the right, or the left, and the mask of the real ones."""
+    places = np.arange(ids.shape[1])[None]
+    mask = places >= ids.shape[1] - lengths[:, None] if left else places < lengths[:, None]
     return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
 
 

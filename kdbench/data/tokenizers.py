@@ -20,7 +20,12 @@ def split_words(text: str) -> list[str]:
 
 
 def train_wordpiece(
-    texts: Iterable[str], vocab_size: int, lowercase: bool, strip_accents: bool = False, min_frequency: int = 2
+    texts: Iterable[str],
+    vocab_size: int,
+    lowercase: bool,
+    strip_accents: bool = False,
+    min_frequency: int = 2,
+    cls_last: bool = False,
 ) -> PreTrainedTokenizerFast:
     """Train a BERT-like WordPiece tokenizer; the same texts give the same vocabulary, id by id.
 
@@ -32,6 +37,8 @@ def train_wordpiece(
         lowercase: read all letters as small ones.
         strip_accents: read letters without their accents.
         min_frequency: how often a pair of pieces occurs before it becomes one.
+        cls_last: write ``[SEP] text [CLS]`` and pad on the left, so that ``[CLS]`` is at the end of every row; by default
+            ``[CLS] text [SEP]`` and on the right.
 
     Raises:
         UserError: ``vocab_size`` has no room for the special tokens and the characters of the texts.
@@ -57,7 +64,7 @@ def train_wordpiece(
         ),
     )
     model = models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]")
-    return _wrap(model, normalizer, decoders.WordPiece())
+    return _wrap(model, normalizer, decoders.WordPiece(), cls_last)
 
 
 def train_word_level(texts: Iterable[str], lowercase: bool) -> PreTrainedTokenizerFast:
@@ -85,13 +92,22 @@ class TokenizerTraining(ABC):
 class TrainWordPiece(TokenizerTraining):
     """Train WordPiece; arguments as of ``train_wordpiece``."""
 
-    def __init__(self, vocab_size: int, lowercase: bool, strip_accents: bool = False, min_frequency: int = 2) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        lowercase: bool,
+        strip_accents: bool = False,
+        min_frequency: int = 2,
+        cls_last: bool = False,
+    ) -> None:
         self.vocab_size, self.lowercase = vocab_size, lowercase
-        self.strip_accents, self.min_frequency = strip_accents, min_frequency
+        self.strip_accents, self.min_frequency, self.cls_last = strip_accents, min_frequency, cls_last
 
     def train(self, texts: Iterable[str]) -> PreTrainedTokenizerFast:
         """Make the tokenizer."""
-        return train_wordpiece(texts, self.vocab_size, self.lowercase, self.strip_accents, self.min_frequency)
+        return train_wordpiece(
+            texts, self.vocab_size, self.lowercase, self.strip_accents, self.min_frequency, self.cls_last
+        )
 
 
 class TrainWordLevel(TokenizerTraining):
@@ -142,15 +158,19 @@ def _normalizer(lowercase: bool, strip_accents: bool) -> normalizers.Normalizer:
 
 
 def _wrap(
-    model: models.Model, normalizer: normalizers.Normalizer, decoder: decoders.Decoder | None
+    model: models.Model,
+    normalizer: normalizers.Normalizer,
+    decoder: decoders.Decoder | None,
+    cls_last: bool = False,
 ) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
     if decoder is not None:
         tokenizer.decoder = decoder
+    first, last = ("[SEP]", "[CLS]") if cls_last else ("[CLS]", "[SEP]")
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        single=f"{first} $A {last}",
+        pair=f"{first} $A [SEP] $B:1 {last}:1",
         special_tokens=[("[CLS]", SPECIAL_TOKENS.index("[CLS]")), ("[SEP]", SPECIAL_TOKENS.index("[SEP]"))],
     )
     # Not BertTokenizer: that class builds its own normaliser when it is loaded, without the comma below.
@@ -161,4 +181,5 @@ def _wrap(
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
+        padding_side="left" if cls_last else "right",
     )

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from kdbench.data.base import Item, Row, TaskData, class_numbers, field, numbered
 from kdbench.data.samplers import Deal
@@ -16,7 +18,8 @@ class VectorClassification(TaskData):
     Args:
         dataset: see :class:`~kdbench.data.base.TaskData`.
         label: the field of the row that holds the class.
-        features: the field of the numbers, as many in every row.
+        features: the field of the numbers, as many in every row; those of an image follow one another.
+        value_range: two numbers that are brought to -1 and 1, ``[0, 255]`` for images; by default values stay as they are.
         source: see :class:`~kdbench.data.base.TaskData`.
         batch_size: see :class:`~kdbench.data.base.TaskData`.
         eval_batch_size: see :class:`~kdbench.data.base.TaskData`.
@@ -33,6 +36,7 @@ class VectorClassification(TaskData):
         dataset: str,
         label: str = "label",
         features: str = "features",
+        value_range: list[float] | None = None,
         source: str = "embedded",
         batch_size: int = 64,
         eval_batch_size: int = 512,
@@ -41,7 +45,7 @@ class VectorClassification(TaskData):
         train_rows: int | None = None,
     ) -> None:
         super().__init__(dataset, source, batch_size, eval_batch_size, num_workers, deal, train_rows)
-        self.label, self.features = label, features
+        self.label, self.features, self.value_range = label, features, checked_range(value_range)
 
     def read_labels(self, rows: dict[str, list[Row]]) -> list[str]:
         """Return every value of the label, in order."""
@@ -55,11 +59,12 @@ class VectorClassification(TaskData):
             UserError: the field holds no numbers, or not as many in every row.
         """
         try:
-            vectors = torch.tensor([field(row, self.features) for row in rows], dtype=torch.float32)
+            values = torch.from_numpy(np.array([field(row, self.features) for row in rows], dtype=np.float32))
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"The field '{self.features}' of '{self.dataset}' is no vector of equally many numbers in every row: {error}."
             ) from error
+        vectors = ranged(values, self.value_range).flatten(1)
         return [
             {"features": vector, "label": self.number[field(row, self.label)]}
             for vector, row in zip(vectors, rows, strict=True)
@@ -72,3 +77,18 @@ class VectorClassification(TaskData):
             "inputs": {"features": torch.stack([item["features"] for item, _ in chosen])},
             "labels": torch.tensor([item["label"] for item, _ in chosen]),
         }
+
+
+def checked_range(value_range: list[float] | None) -> list[float] | None:
+    """Return a range of values; raise ValueError unless it is the lowest and the highest."""
+    if value_range is not None and (len(value_range) != 2 or value_range[0] >= value_range[1]):
+        raise ValueError(f"value_range is the lowest and the highest value, got {value_range}")
+    return value_range
+
+
+def ranged(values: Tensor, value_range: list[float] | None) -> Tensor:
+    """Return values with the ends of their range brought to -1 and 1; without a range they stay as they are."""
+    if value_range is None:
+        return values
+    lowest, highest = value_range
+    return (values - lowest) * (2 / (highest - lowest)) - 1

@@ -17,8 +17,8 @@ from kdbench.methods.objective import Batch, Match, Objective, Term, Values
 from kdbench.methods.optimizers import Constant, LinearDecay, Schedule, parameter_groups, train_only
 from kdbench.methods.reader import FileReader, Reader, StoredReader
 from kdbench.methods.tasks import TASKS
+from kdbench.models.network_check import check_network
 from kdbench.models.origins import Facts, FromFolder, FromTargets, Origin
-from kdbench.models.taps import check_view
 
 log = logging.getLogger(__name__)
 
@@ -138,9 +138,16 @@ class Distillation(Evaluation):
         """Move a batch to the device; on a CPU it is there already, and walking through it would cost time at every step."""
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Let the data make on the device what they make there; a loader without its data module asks the network alone."""
+        return self.data.finish(batch)
+
     def _looked_up(self, batch: Batch) -> Batch:
         stored = {name: each for name, each in self.teacher_readers.items() if not isinstance(each, Reader)}
-        return {**batch, **{f"known.{name}": reader.look_up(batch) for name, reader in stored.items()}}
+        if not stored:
+            return batch
+        named = self.data.named(batch)
+        return {**batch, **{f"known.{name}": reader.look_up(named) for name, reader in stored.items()}}
 
     # ---- building ----
 
@@ -148,15 +155,26 @@ class Distillation(Evaluation):
         """Return the tokenizer that each network brings along, None where it has none yet."""
         return {name: origin.tokenizer() for name, origin in self.origins.items()}
 
+    def preprocessors(self) -> dict[str, dict[str, Any] | None]:
+        """Return the preprocessor of images that each network brings along, None where it has none."""
+        return {name: origin.preprocessor() for name, origin in self.origins.items()}
+
     @property
     def compares_rows(self) -> bool:
         """Whether a loss compares the rows of a batch with one another, so that batches of like length would change it."""
         return self.objective is not None and self.objective.compares_rows
 
+    @property
+    def uncached(self) -> str | None:
+        """Why what a teacher says of a batch cannot be kept; None: it can."""
+        changes = type(self).prepare is not Distillation.prepare
+        return "the step changes its batches, so what was looked up before would belong to others" if changes else None
+
     def matches(self) -> dict[str, Match]:
         """Return how each teacher's values meet the student's where they are not simply the same rows."""
         for name, tap in self._teachers_read():
-            if self.data.views[name] != self.data.views["student"]:
+            view = self.data.views[name]
+            if view != self.data.views["student"] and self.data.tokenizers[view] is not None:
                 raise UserError(
                     f"The teacher '{name}' has another vocabulary than the student, so '{name}.{tap}' cannot be compared "
                     f"position by position: use EnsembleDistillation with 'align: {{{name}: shared_words}}'."
@@ -165,6 +183,9 @@ class Distillation(Evaluation):
 
     def check_data(self) -> None:
         """Raise :class:`UserError` where the data are not of the kind that the family needs; by default any are."""
+
+    def complete(self) -> None:
+        """Make what a family has besides student and teachers, when the student is built; by default nothing."""
 
     def setup(self, stage: str) -> None:
         """Build the networks from what the data know, then try every tap and term on one small batch."""
@@ -180,6 +201,7 @@ class Distillation(Evaluation):
         self.student = self._build("student")
         if self.trained is not None:
             train_only(self.student, self.trained)
+        self.complete()
         if self.compares_rows and self.data.batch_size < 2:
             raise UserError("A loss compares the rows of a batch with one another: data.batch_size is at least 2 then.")
         self.objective.matches = self.matches()
@@ -240,10 +262,11 @@ class Distillation(Evaluation):
 
     def _build(self, name: str) -> nn.Module:
         tokenizer = self.data.tokenizers.get(self.data.views[name])
-        network = self.origins[name].build(Facts(tokenizer=tokenizer, labels=self.data.labels))
         example = self.data.example()
-        for view in self._views(name).values():
-            check_view(network, example[view])
+        views = [example[view] for view in self._views(name).values()]
+        facts = Facts.seen(views[0], tokenizer, self.data.labels)
+        network = self.origins[name].build(facts)
+        check_network(network, views, facts)
         return network
 
     def _views(self, name: str) -> dict[str, str]:

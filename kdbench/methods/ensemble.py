@@ -72,6 +72,8 @@ class EnsembleDistillation(Distillation):
     def matches(self) -> dict[str, Match]:
         """Return how each aligned teacher's values meet the student's."""
         tokenizers, views = self.data.tokenizers, self.data.views
+        if tokenizers[views["student"]] is None:
+            return super().matches()
         ours = tokenizers[views["student"]]
         found: dict[str, Match] = {}
         for name in self.teacher_names:

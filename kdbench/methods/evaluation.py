@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdbench.methods.objective import Batch, Objective
 from kdbench.methods.reader import FileReader, Reader, StoredReader
 from kdbench.methods.tasks import Task, Unlabelled
+from kdbench.metrics.pictures import Shown
 from kdbench.metrics.terms import TermMeans
 
 
@@ -30,9 +31,9 @@ class Evaluation(pl.LightningModule, abc.ABC):
         """Make the metrics of the networks that are compared, the student among them."""
         self._score_readers: dict[str, Reader] = {}
         self.compared_names = compared
-        self.scores = nn.ModuleDict({name: nn.ModuleDict(_named(self.task.scores())) for name in compared})
+        self.scores = nn.ModuleDict({name: nn.ModuleDict(named(self.task.scores())) for name in compared})
         self.loyalties = nn.ModuleDict(
-            {name: nn.ModuleDict(_named(self.task.loyalties())) for name in compared if name != "student"}
+            {name: nn.ModuleDict(named(self.task.loyalties())) for name in compared if name != "student"}
         )
         if isinstance(self.task, Unlabelled):
             self.scores["student"]["scores"] = TermMeans(list(self.objective.terms))
@@ -85,15 +86,17 @@ class Evaluation(pl.LightningModule, abc.ABC):
             ]
 
     def on_test_epoch_start(self) -> None:
-        """Begin a new table of rows."""
+        """Begin a new table of rows, without pictures."""
         self.items: list[dict[str, float]] = []
         """What the test said of each row of this rank: ``{"id", ...}``."""
+        self.pictures: dict[str, Shown] = {}
+        """What the test shows beside its numbers, by name."""
 
     def on_test_epoch_end(self) -> None:
         """Log scores and loyalties, each over the whole split."""
         values = self._computed("test", list(self.scores))
         for name, metrics in self.loyalties.items():
-            values |= {f"test/{key}@{name}": value for key, value in _results(metrics).items()}
+            values |= {f"test/{key}@{name}": value for key, value in results(metrics).items()}
             values |= self._retention(name, values)
         self.log_dict(values)
 
@@ -113,9 +116,12 @@ class Evaluation(pl.LightningModule, abc.ABC):
         }
 
     def _score(self, name: str, outputs: dict[str, Tensor], batch: Batch) -> None:
-        view = self.data.views[name]
+        self.update(self.scores[name], outputs, batch, self.data.views[name])
+
+    def update(self, metrics: nn.ModuleDict, outputs: dict[str, Tensor], batch: Batch, view: str) -> None:
+        """Update metrics with what a network that has a view says of a batch."""
         predictions, targets = self.task.predictions(outputs, batch, view), self.task.targets(batch, view)
-        for metric in self.scores[name].values():
+        for metric in metrics.values():
             metric.update(predictions, *targets)
 
     def _score_terms(self, batch: Batch) -> None:
@@ -137,7 +143,7 @@ class Evaluation(pl.LightningModule, abc.ABC):
         return reader
 
     def _computed(self, split: str, names: list[str]) -> dict[str, Tensor]:
-        return {f"{split}/{key}@{name}": value for name in names for key, value in _results(self.scores[name]).items()}
+        return {f"{split}/{key}@{name}": value for name in names for key, value in results(self.scores[name]).items()}
 
     def _score_reader(self, name: str) -> Reader:
         if name not in self._score_readers:
@@ -146,7 +152,7 @@ class Evaluation(pl.LightningModule, abc.ABC):
         return self._score_readers[name]
 
 
-def _results(metrics: nn.ModuleDict) -> dict[str, Tensor]:
+def results(metrics: nn.ModuleDict) -> dict[str, Tensor]:
     """Compute and reset metrics; one that gives several values adds its name in front of each."""
     found: dict[str, Tensor] = {}
     for name, metric in metrics.items():
@@ -160,5 +166,6 @@ def _results(metrics: nn.ModuleDict) -> dict[str, Tensor]:
     return found
 
 
-def _named(metrics: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+def named(metrics: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return metrics under names that a ModuleDict takes; the task's main one has none of its own."""
     return {name or "scores": metric for name, metric in metrics.items()}

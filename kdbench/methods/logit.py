@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdbench.data.augmentation import draw_mixup, mix_labels, mixup
+from kdbench.data.mixing import draw_mixup, mix_labels, mixup
 from kdbench.errors import UserError
 from kdbench.losses.base import check_share
 from kdbench.losses.divergences import KLDivergence

@@ -50,7 +50,8 @@ class Term:
     Args:
         loss: a module ``loss(student, target)``; one that takes rows is given real tokens only, without padding, and one
             that takes a mask ``loss(students, teachers, mask)`` lists of whole values ``[B, S, ...]``. One that names
-            ``fields`` of the batch is given them too, by their names: ``loss(student, teacher, labels=...)``.
+            ``fields`` of the batch is given them too, by their names: ``loss(student, teacher, labels=...)``. One that is
+            ``student_only`` compares what the student itself says, ``loss(student)``: it has no teacher and no labels.
         weight: the factor of the term in the total.
         student: the student's tap ``[view.]tap``; a list when the loss takes several.
         teacher: a teacher's tap ``name.tap``. A list, where the student has one tap: those of several teachers. Where the
@@ -77,7 +78,12 @@ class Term:
     ramps: dict[str, Ramp] | None = None
 
     def __post_init__(self) -> None:
-        if (self.teacher is None) == (self.labels is None):
+        given = (self.teacher is not None) + (self.labels is not None)
+        if self.student_only and given:
+            raise ValueError(
+                f"{type(self.loss).__name__} compares the student with itself: leave out 'teacher' and 'labels'"
+            )
+        if not self.student_only and given != 1:
             raise ValueError("a term compares the student with either 'teacher' or 'labels': give one of them")
         one_by_one = self.takes_lists and not getattr(self.loss, "all_pairs", False)
         if one_by_one and len(self.students) != len(self.teachers):
@@ -105,6 +111,11 @@ class Term:
     def students(self) -> list[str]:
         """The student's taps as a list."""
         return [self.student] if isinstance(self.student, str) else list(self.student)
+
+    @property
+    def student_only(self) -> bool:
+        """Whether the loss reads nothing but the student."""
+        return getattr(self.loss, "student_only", False)
 
     @property
     def takes_lists(self) -> bool:
@@ -247,12 +258,18 @@ class Objective(nn.Module):
         if term.takes_lists:
             return self._lists(term, values, teacher, batch)
         value = values[0] if len(values) == 1 else values
+        if term.student_only:
+            return term.loss(value, **self._fields(term, batch))
         if term.labels is not None:
             labels = labels_of(value, field(batch, term.labels))
             if term.mask is not None:
                 counted = field(batch, term.mask).bool()
                 value, labels = select_rows(value, counted), select_rows(labels, counted)
-            return term.loss(value, labels, **self._fields(term, batch))
+            if term.weights is None:
+                return term.loss(value, labels, **self._fields(term, batch))
+            weights = field(batch, term.weights)
+            weights = weights if term.mask is None else select_rows(weights, counted)
+            return term.loss(value, labels, weights, **self._fields(term, batch))
         mask = self._mask(term, value, batch)
         temperature = getattr(term.loss, "temperature", 1.0)
         shares = term.teacher_weights or [1.0] * len(term.teachers)

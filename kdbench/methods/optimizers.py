@@ -50,6 +50,27 @@ class Constant(Schedule):
         return lambda step: 1.0
 
 
+class StepDecay(Schedule):
+    """The base learning rate, times ``factor`` from each of some points on.
+
+    Args:
+        at: the points, as rising shares of all steps in (0, 1): epochs 150, 180 and 210 of 240 are 0.625, 0.75 and 0.875.
+        factor: of each step down, above 0.
+    """
+
+    def __init__(self, at: list[float], factor: float = 0.1) -> None:
+        if not at or sorted(at) != list(at) or not 0 < at[0] <= at[-1] < 1:
+            raise ValueError(f"the points of a step decay are rising shares in (0, 1), got {at}")
+        if not factor > 0:
+            raise ValueError(f"factor must be above 0, got {factor}")
+        self.at, self.by = at, factor
+
+    def factor(self, steps: int) -> Callable[[int], float]:
+        """Return ``factor ** (number of points that are passed)``."""
+        points = [round(share * steps) for share in self.at]
+        return lambda step: self.by ** sum(step >= point for point in points)
+
+
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return two groups of the trainable parameters: weights with ``weight_decay``, biases and norms without."""
     decayed, plain = [], []

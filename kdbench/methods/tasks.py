@@ -7,11 +7,15 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from kdbench.data.generators.density_mixtures import DensityMixture
 from kdbench.errors import UserError
+from kdbench.losses.contrastive import InfoNCE
 from kdbench.losses.language import IGNORED, CrossEntropy
 from kdbench.losses.regression import CosineRegression
 from kdbench.methods.objective import Batch, Term
+from kdbench.metrics.densities import FrechetDistance, ModeCoverage, SampleDiversity, SlicedWasserstein
 from kdbench.metrics.loyalty import LabelLoyalty, ProbabilityLoyalty, RegressionLoyalty
+from kdbench.metrics.retrieval import RetrievalScore
 from kdbench.metrics.scores import ClassificationScore, MaskedTokenScore, RegressionScore
 from kdbench.metrics.spans import SpanF1
 
@@ -126,6 +130,32 @@ class MaskedLanguage(Task):
         return {"": MaskedTokenScore()}
 
 
+class Language(Task):
+    """The next token of a response: accuracy, cross-entropy and perplexity of a network that writes from left to right."""
+
+    chosen_by = ("cross_entropy", "lowest")
+
+    def objective(self) -> dict[str, Term]:
+        """Return the cross-entropy of the next tokens."""
+        return {"language": Term(CrossEntropy(), labels="labels")}
+
+    def views(self, view: str) -> dict[str, str]:
+        """Return the text that is learnt from and, for terms that read ``plain``, the row's own text."""
+        return {"inputs": view, "plain": "plain"}
+
+    def predictions(self, outputs: Mapping[str, Tensor], batch: Batch, view: str) -> Tensor:
+        """Return the logits ``[N, V]`` where the next token is one of the response."""
+        return outputs["logits"][batch["predicts"]]
+
+    def targets(self, batch: Batch, view: str) -> tuple[Tensor, ...]:
+        """Return the next tokens ``[N]``."""
+        return (batch["labels"][batch["predicts"]],)
+
+    def scores(self) -> dict[str, Metric]:
+        """Return accuracy, cross-entropy and perplexity."""
+        return {"": MaskedTokenScore()}
+
+
 class Classification(Task):
     """One class an example: corpus-level accuracy and macro-F1."""
 
@@ -192,21 +222,26 @@ class EntityScore(SpanF1):
         super().update(logits.argmax(-1), labels, sentence)
 
 
-class Similarity(Task):
-    """A real-valued score of a pair, the scaled cosine of two sentence vectors: Pearson, Spearman."""
+class Pairs(Task):
+    """Two texts a row, each encoded alone."""
 
     taps = ("first.embedding", "second.embedding")
+
+    def views(self, view: str) -> dict[str, str]:
+        """Return the two texts' views."""
+        suffix = "" if view == "inputs" else f".{view}"
+        return {"first": f"first{suffix}", "second": f"second{suffix}"}
+
+
+class Similarity(Pairs):
+    """A real-valued score of a pair, the scaled cosine of two sentence vectors: Pearson, Spearman."""
+
     chosen_by = ("pearson", "highest")
     scale = 5.0
 
     def objective(self) -> dict[str, Term]:
         """Return ``(cos(u, v) - score / scale)^2``."""
         return {"task": Term(CosineRegression(self.scale), student=list(self.taps), labels="labels")}
-
-    def views(self, view: str) -> dict[str, str]:
-        """Return the two sentences' views."""
-        suffix = "" if view == "inputs" else f".{view}"
-        return {"first": f"first{suffix}", "second": f"second{suffix}"}
 
     def predictions(self, outputs: Mapping[str, Tensor], batch: Batch, view: str) -> Tensor:
         """Return scores ``[B]`` between -scale and scale."""
@@ -227,11 +262,117 @@ class Similarity(Task):
         return {"regression_loyalty": RegressionLoyalty(range=self.scale)}
 
 
+class Retrieval(Pairs):
+    """Each first text seeks the second text of its row among those of all rows, by the cosine: MRR, nDCG, recall."""
+
+    chosen_by = ("mrr", "highest")
+
+    def objective(self) -> dict[str, Term]:
+        """Return the cross-entropy of each text's own partner among those of the batch, both ways."""
+        return {"task": Term(InfoNCE(), student=list(self.taps))}
+
+    def predictions(self, outputs: Mapping[str, Tensor], batch: Batch, view: str) -> Tensor:
+        """Return the vectors of both texts ``[B, 2, D]``."""
+        return torch.stack([outputs[tap] for tap in self.taps], 1)
+
+    def targets(self, batch: Batch, view: str) -> tuple[Tensor, ...]:
+        """Return nothing: a text's partner is in its own row."""
+        return ()
+
+    def scores(self) -> dict[str, Metric]:
+        """Return MRR, nDCG and recall."""
+        return {"": RetrievalScore()}
+
+    def loyalties(self) -> dict[str, Metric]:
+        """Return nothing: the vectors of two networks lie in two spaces."""
+        return {}
+
+
+class Density(Task):
+    """Samples of a density: what a network draws, against real rows; of a known mixture also the modes that it reaches."""
+
+    taps = ()
+    chosen_by = ("sliced_wasserstein", "lowest")
+    mixture: DensityMixture | None = None
+    reads: ClassVar[dict[str, tuple[tuple[str, str], ...]]] = {
+        "sliced_wasserstein": (("made", "samples"), ("real", "samples")),
+        "scores": (("made", "samples"),),
+    }
+    """What each metric is given, in order: of ``made`` or ``real`` rows the ``samples``, ``features``, ``logits`` or ``label``."""
+
+    def objective(self) -> dict[str, Term]:
+        """Raise :class:`UserError`: the data have nothing to predict."""
+        raise UserError("Samples of a density have no labels to learn: DenoisingTraining learns to draw such samples.")
+
+    def predictions(self, outputs: Mapping[str, Tensor], batch: Batch, view: str) -> Tensor:
+        """Return the samples that were drawn."""
+        return outputs["samples"]
+
+    def targets(self, batch: Batch, view: str) -> tuple[Tensor, ...]:
+        """Return nothing: no sample belongs to a row."""
+        return ()
+
+    def scores(self) -> dict[str, Metric]:
+        """Return the sliced Wasserstein distance and, where the mixture is known, modes and the share of samples at one."""
+        found: dict[str, Metric] = {"sliced_wasserstein": SlicedWasserstein()}
+        if self.mixture is not None:
+            found[""] = ModeCoverage(self.mixture.means.tolist(), self.mixture.std, self.mixture.weights.tolist())
+        return found
+
+    def loyalties(self) -> dict[str, Metric]:
+        """Return nothing: no sample of one network belongs to a sample of another."""
+        return {}
+
+
+MOST_PIXELS = 1024
+"""Samples with more values than these have no Frechet distance of their pixels: their covariances are too large."""
+
+
+class JudgedDensity(Density):
+    """Samples in classes, compared in the features of a classifier, the judge.
+
+    Args:
+        labels: the names of the classes.
+        features: how many the judge has.
+        values: how many a sample has.
+    """
+
+    chosen_by = ("frechet", "lowest")
+    reads = {  # noqa: RUF012 - see Density
+        "sliced_wasserstein": Density.reads["sliced_wasserstein"],
+        "frechet": (("made", "features"), ("real", "features")),
+        "diversity": (("made", "features"), ("made", "label")),
+        "pixel_frechet": (("made", "samples"), ("real", "samples")),
+        "pixel_diversity": (("made", "samples"), ("made", "label")),
+        "scores": (("made", "logits"), ("made", "label")),
+    }
+
+    def __init__(self, labels: list[str], features: int, values: int) -> None:
+        super().__init__(labels)
+        self.features, self.values = features, values
+
+    def scores(self) -> dict[str, Metric]:
+        """Return distances and diversity inside the classes, of features and of pixels, and the accuracy of the class meant."""
+        found: dict[str, Metric] = {
+            "sliced_wasserstein": SlicedWasserstein(),
+            "frechet": FrechetDistance(self.features),
+            "diversity": SampleDiversity("euclidean"),
+            "pixel_diversity": SampleDiversity("euclidean"),
+            "": ClassificationScore(len(self.labels)),
+        }
+        if self.values <= MOST_PIXELS:
+            found["pixel_frechet"] = FrechetDistance(self.values)
+        return found
+
+
 TASKS: dict[str, type[Task]] = {
     "unlabelled": Unlabelled,
     "masked_language": MaskedLanguage,
+    "language": Language,
     "classification": Classification,
     "tagging": Tagging,
     "similarity": Similarity,
+    "retrieval": Retrieval,
+    "density": Density,
 }
 """The task of a data module by the name that it gives."""

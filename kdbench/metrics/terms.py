@@ -27,7 +27,8 @@ class TermMeans(Metric):
     def update(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], rows: int) -> None:
         """Count a batch of ``rows`` rows with the value of each term and its weight in the objective."""
         values = [terms[name].detach().double() for name in self.terms]
-        total = sum(weights[name] * value for name, value in zip(self.terms, values, strict=True))
+        weighted = (weights[name] * value for name, value in zip(self.terms, values, strict=True))
+        total = sum(weighted, self.sums.new_zeros(()))
         self.sums += rows * torch.stack([total, *values])
         self.rows += rows
 

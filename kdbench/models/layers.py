@@ -51,6 +51,18 @@ def layer_map(teacher_layers: int, student_layers: int, kind: LayerKind = "even"
     return [group * (i + 1) - 1 for i in students]
 
 
+def stage_ends(blocks: int) -> list[int]:
+    """Return the last block, from 0, of each of the four stages that a network of equal blocks is cut into.
+
+    The stages have 2:2:6:2 blocks, so that of 12 blocks 1, 3, 9 and 11 end one (Hao et al. 2023, arXiv 2310.19444). Of L blocks
+    stage k ends with block ``max(k, L f_k)``, counted from 1, halves up, with f = 1/6, 1/3, 5/6, 1; fewer than four blocks are
+    a stage each.
+    """
+    if blocks < 4:
+        return list(range(blocks))
+    return [max(stage, _ratio(blocks * twelfths, 12)) - 1 for stage, twelfths in enumerate((2, 4, 10, 12), 1)]
+
+
 def _ratio(dividend: int, divisor: int) -> int:
     """Divide and round halves up (Python's ``round`` takes halves to the even neighbour)."""
     return (2 * dividend + divisor) // (2 * divisor)

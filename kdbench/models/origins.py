@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import inspect
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from kdbench.models.surgery import Facts, Surgery
 
 LOSSES = "losses.safetensors"
 """Where a run leaves the networks inside its losses, beside its student."""
+PREPROCESSOR = "preprocessor_config.json"
+"""What images become before a network sees them, in the form of transformers."""
 
 
 class Origin(abc.ABC):
@@ -39,12 +42,13 @@ class Origin(abc.ABC):
         network = self.make(facts)
         for surgery in self.then:
             network = surgery(network, facts)
-        embeddings = getattr(network.get_input_embeddings(), "num_embeddings", None)
-        if facts.tokenizer is not None and embeddings is not None and embeddings < len(facts.tokenizer):
-            raise UserError(
-                f"The network has {embeddings} token embeddings and the tokenizer of the data {len(facts.tokenizer)} "
-                "pieces: give the network's own tokenizer to the data, or a larger vocab_size to the network."
-            )
+        if facts.tokenizer is not None:  # a network of images may not even answer
+            embeddings = getattr(network.get_input_embeddings(), "num_embeddings", None)
+            if embeddings is not None and embeddings < len(facts.tokenizer):
+                raise UserError(
+                    f"The network has {embeddings} token embeddings and the tokenizer of the data {len(facts.tokenizer)} "
+                    "pieces: give the network's own tokenizer to the data, or a larger vocab_size to the network."
+                )
         return network.train()  # from_pretrained leaves eval mode, and Lightning keeps what it finds
 
     @abc.abstractmethod
@@ -54,6 +58,10 @@ class Origin(abc.ABC):
     @abc.abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Return the tokenizer that comes with the network, or None."""
+
+    def preprocessor(self) -> dict[str, Any] | None:
+        """Return the preprocessor of images that comes with the network, or None."""
+        return None
 
     def losses(self) -> Path | None:
         """Return the file of the loss networks that were trained with the network, where it comes from a run that has any."""
@@ -68,8 +76,9 @@ class FromConfig(Origin):
 
     Args:
         architecture: a class of transformers, such as ``BertForMaskedLM``.
-        config: arguments of its config class; ``vocab_size`` and ``pad_token_id`` come from the data's tokenizer, and the
-            classes of a classifier from the data's labels, when they are not given.
+        config: arguments of its config class, or ``num_labels``; ``vocab_size`` and ``pad_token_id`` come from the data's
+            tokenizer, ``image_size`` and ``num_channels`` from its images, and the classes of a classifier from the data's
+            labels, when they are not given.
         then: surgeries on it, in order.
     """
 
@@ -79,19 +88,29 @@ class FromConfig(Origin):
 
     def make(self, facts: Facts) -> PreTrainedModel:
         """Build the network."""
-        kind = _architecture(self.architecture)
+        from kdbench.models.architectures import architecture_class
+        from kdbench.models.vision import ImageClassifier
+
+        kind = architecture_class(self.architecture)
         if not issubclass(kind, PreTrainedModel) or kind.config_class is None:
             raise UserError(f"FromConfig builds one class, such as BertForMaskedLM; '{self.architecture}' is none.")
-        names = [*inspect.signature(kind.config_class).parameters, *kind.config_class.attribute_map]
+        names = [*inspect.signature(kind.config_class).parameters, *kind.config_class.attribute_map, "num_labels"]
         for key in self.config:
             if key not in names:
                 raise UserError(f"{kind.config_class.__name__} has no '{key}'.{nearest(key, names)}")
         known = {}
         if facts.tokenizer is not None:
             known = {"vocab_size": len(facts.tokenizer), "pad_token_id": facts.tokenizer.pad_token_id}
+            marks = {f"{mark}_token_id": getattr(facts.tokenizer, f"{mark}_token_id") for mark in ("bos", "eos")}
+            known |= {key: value for key, value in marks.items() if value is not None}
+        if facts.image is not None:
+            channels, height, width = facts.image
+            known |= {"num_channels": channels, "image_size": height if height == width else [height, width]}
         filled = {key: value for key, value in known.items() if key in names}
-        if facts.labels and "Classif" in self.architecture and "num_labels" not in self.config:
+        classifies = "Classif" in self.architecture or issubclass(kind, ImageClassifier)
+        if facts.labels and classifies and "num_labels" not in self.config:
             filled |= {"id2label": dict(enumerate(facts.labels))}
+            filled |= {"label2id": {label: number for number, label in enumerate(facts.labels)}}
         try:
             return kind(kind.config_class(**filled | self.config))
         except (ValueError, TypeError) as error:
@@ -125,27 +144,51 @@ class FromHub(Origin):
 
     def make(self, facts: Facts) -> PreTrainedModel:
         """Download the network, or take it from the hub's cache."""
-        with self._told():
+        with fetched(self.name):
             return _load(self.name, self.architecture, self.revision)
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer that lies beside the network."""
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Return the tokenizer that lies beside the network, None for a network of images."""
         from transformers import AutoTokenizer
 
-        with self._told(), quiet():
+        from kdbench.models.architectures import sees_images
+
+        if sees_images(self.architecture):
+            return None
+        with fetched(self.name), quiet():
             return AutoTokenizer.from_pretrained(self.name, revision=self.revision, trust_remote_code=False)
 
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        from httpx import HTTPError
+    def preprocessor(self) -> dict[str, Any] | None:
+        """Return the preprocessor that lies beside a network of images, None where the hub has none."""
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-        try:
-            yield
-        except (OSError, ValueError, HTTPError) as error:
-            raise UserError(
-                f"'{self.name}' cannot be loaded from the Hugging Face hub ({_sentence(error)}): check the id, the network "
-                "connection, and that it has safetensors weights (perhaps under the revision refs/pr/N)."
-            ) from error
+        from kdbench.models.architectures import sees_images
+
+        if not sees_images(self.architecture):
+            return None
+        with fetched(self.name):
+            try:
+                file = hf_hub_download(self.name, PREPROCESSOR, revision=self.revision)
+            except LocalEntryNotFoundError:  # nobody could be asked
+                raise
+            except EntryNotFoundError:
+                return None
+        return read_preprocessor(Path(file).parent)
+
+
+@contextlib.contextmanager
+def fetched(name: str) -> Iterator[None]:
+    """Turn what can go wrong with a network of the hub into one :class:`UserError` that names it."""
+    from httpx import HTTPError
+
+    try:
+        yield
+    except (OSError, ValueError, HTTPError) as error:
+        raise UserError(
+            f"'{name}' cannot be loaded from the Hugging Face hub ({_sentence(error)}): check the id, the network "
+            "connection, and that it has safetensors weights (perhaps under the revision refs/pr/N)."
+        ) from error
 
 
 class FromFolder(Origin):
@@ -179,6 +222,10 @@ class FromFolder(Origin):
         """Return the folder's tokenizer, None where there is none."""
         return _open_tokenizer(self.folder)
 
+    def preprocessor(self) -> dict[str, Any] | None:
+        """Return the folder's preprocessor of images, None where there is none."""
+        return read_preprocessor(self.folder)
+
 
 class FromRun(Origin):
     """What another experiment left: its student, or another folder of its run.
@@ -209,6 +256,10 @@ class FromRun(Origin):
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Return the tokenizer that the run left beside the network."""
         return _open_tokenizer(self.path())
+
+    def preprocessor(self) -> dict[str, Any] | None:
+        """Return the preprocessor of images that the run left beside the network, None where there is none."""
+        return read_preprocessor(self.path())
 
     def check(self) -> None:
         """Raise :class:`UserError` when the run left no network."""
@@ -252,6 +303,15 @@ class FromTargets(Origin):
         """Raise :class:`UserError` when there is no such file."""
         if not self.file.is_file():
             raise UserError(f"There is no file of targets '{self.file}': correct the path.")
+
+
+def read_preprocessor(folder: Path) -> dict[str, Any] | None:
+    """Return the preprocessor of images that lies in a folder, None where there is none."""
+    file = folder / PREPROCESSOR
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except ValueError as error:
+        raise UserError(f"'{file}' is no JSON ({_sentence(error)}): replace it with the published file.") from error
 
 
 @contextlib.contextmanager
@@ -303,16 +363,14 @@ def _load(place: str, architecture: str | None, revision: str | None) -> PreTrai
     """Load a network with every one of its weights; none may be random, left over inside the encoder or of another shape."""
     from transformers import AutoConfig
 
-    import kdbench.models.mlp
-    import kdbench.models.packed_encoder
-    import kdbench.models.sentence  # noqa: F401  all register our own architectures with the Auto classes
+    from kdbench.models.architectures import architecture_class
 
     with quiet():
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
         if architecture is None and not config.architectures:
             raise UserError(f"The config of '{place}' names no architecture: say which one with 'architecture'.")
         name = architecture or config.architectures[0]
-        kind = _architecture(name)
+        kind = architecture_class(name)
         wanted = getattr(getattr(kind, "config_class", None), "model_type", config.model_type)
         if wanted != config.model_type:
             raise UserError(f"'{place}' holds a network of the type '{config.model_type}', not a {name}.")
@@ -345,22 +403,6 @@ def _load(place: str, architecture: str | None, revision: str | None) -> PreTrai
                 "add a head with AddHead."
             )
     return network
-
-
-def _architecture(name: str) -> Any:
-    """Return a class of transformers, or one of our own architectures, by name."""
-    import transformers
-
-    from kdbench.models.mlp import MLPClassifier
-    from kdbench.models.packed_encoder import PackedEncoder, PackedEncoderForMaskedLM
-    from kdbench.models.sentence import SentenceEncoder
-
-    ours = {kind.__name__: kind for kind in (MLPClassifier, PackedEncoder, PackedEncoderForMaskedLM, SentenceEncoder)}
-    kind = ours.get(name) or getattr(transformers, name, None)
-    if not inspect.isclass(kind) or not (issubclass(kind, PreTrainedModel) or name.startswith("AutoModel")):
-        names = [*ours, *(each for each in dir(transformers) if each.endswith("Model") or "For" in each)]
-        raise UserError(f"transformers has no architecture '{name}'.{nearest(name, names)}")
-    return kind
 
 
 def _sentence(error: Exception) -> str:

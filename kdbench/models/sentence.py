@@ -107,5 +107,12 @@ def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     return states.masked_fill(~real, 0.0).sum(dim=1) / real.sum(dim=1).clamp(min=1)
 
 
+def last_token(states: Tensor, mask: Tensor) -> Tensor:
+    """Return the state ``[B, H]`` of the last token of ``[B, S, H]`` where ``mask`` is true, whichever side is padded."""
+    places = torch.arange(mask.shape[1], device=mask.device)
+    last = places.masked_fill(~mask.bool(), 0).amax(dim=1)
+    return states[torch.arange(len(states), device=states.device), last]
+
+
 AutoConfig.register(SentenceEncoderConfig.model_type, SentenceEncoderConfig)
 AutoModel.register(SentenceEncoderConfig, SentenceEncoder)

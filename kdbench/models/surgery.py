@@ -3,6 +3,8 @@
 import abc
 import copy
 import dataclasses
+import fnmatch
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,10 +17,25 @@ from kdbench.models.layers import LayerKind, layer_map, transformer_blocks
 
 @dataclasses.dataclass
 class Facts:
-    """What the data know and a network has to fit: the vocabulary, and the label names in the order of their numbers."""
+    """What the data know and a network has to fit.
+
+    Args:
+        tokenizer: with the vocabulary.
+        labels: the names of the classes in the order of their numbers.
+        image: channels, height and width of the images that the network sees.
+    """
 
     tokenizer: PreTrainedTokenizerBase | None = None
     labels: list[str] | None = None
+    image: tuple[int, int, int] | None = None
+
+    @classmethod
+    def seen(
+        cls, view: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase | None, labels: list[str] | None
+    ) -> "Facts":
+        """Return what a view of a batch tells, beside the tokenizer that makes it and the labels."""
+        pixels = view.get("pixel_values")
+        return cls(tokenizer, labels, None if pixels is None else tuple(pixels.shape[1:]))
 
 
 class Surgery(abc.ABC):
@@ -124,12 +141,38 @@ class RandomWeights(Surgery):
             return kind(config)
 
 
+class ScaleWeights(Surgery):
+    """Chosen parameters times a number, where parts of a new network begin too small or too large.
+
+    Transformers' image networks, for one, begin with position embeddings of a standard deviation of ``initializer_range``,
+    which a narrow network does not notice beside its patches.
+
+    Args:
+        factors: by patterns of the parameters' names, such as ``"*.position_embeddings"``.
+    """
+
+    def __init__(self, factors: dict[str, float]) -> None:
+        self.factors = factors
+
+    @torch.no_grad()
+    def __call__(self, network: nn.Module, facts: Facts) -> nn.Module:
+        """Return the same network; raise :class:`UserError` where a pattern fits no parameter."""
+        parameters = dict(network.named_parameters())
+        for pattern, factor in self.factors.items():
+            found = fnmatch.filter(parameters, pattern)
+            if not found:
+                raise UserError(f"ScaleWeights: no parameter is named '{pattern}'.{nearest(pattern, parameters)}")
+            for name in found:
+                parameters[name].mul_(factor)
+        return network
+
+
 class AddHead(Surgery):
     """The encoder of a network under a fresh head; whatever head it had is left behind.
 
     Args:
-        task: ``tagging`` (a label a token) and ``classification`` (a label a sequence) take transformers' own head, with the
-            label names of the data; ``similarity`` takes a :class:`~kdbench.models.sentence.SentenceEncoder`.
+        task: ``tagging`` (a label a token) and ``classification`` (a label a sequence or an image) take the architecture's own
+            head, with the label names of the data; ``similarity`` takes a :class:`~kdbench.models.sentence.SentenceEncoder`.
         dropout: of the head; transformers' default for the architecture when not given.
 
     Raises:
@@ -150,10 +193,12 @@ class AddHead(Surgery):
         base = network.base_model
         config = copy.deepcopy(base.config)
         with torch.device(base.device):
-            made = self._similarity(config) if self.task == "similarity" else self._labelled(config, facts.labels)
-        missing, unexpected = made.base_model.load_state_dict(base.state_dict(), strict=False)
-        # A pooler belongs to the head: some heads bring a fresh one, others have no use for it.
-        if wrong := [key for key in (*missing, *unexpected) if not key.startswith("pooler.")]:
+            made = self._similarity(config) if self.task == "similarity" else self._labelled(base, config, facts.labels)
+        # A pooler belongs to the head: some heads bring a fresh one, others have no use for it. Our image networks are their own
+        # base, classifier included.
+        kept = {key: value for key, value in base.state_dict().items() if not key.startswith("classifier.")}
+        missing, unexpected = made.base_model.load_state_dict(kept, strict=False)
+        if wrong := [key for key in (*missing, *unexpected) if not key.startswith(("pooler.", "classifier."))]:
             raise UserError(
                 f"AddHead: {type(made).__name__} does not take the weights of {type(base).__name__}: {wrong[0]}."
             )
@@ -164,7 +209,7 @@ class AddHead(Surgery):
 
         return SentenceEncoder(SentenceEncoderConfig(encoder=config))
 
-    def _labelled(self, config: PreTrainedConfig, labels: list[str] | None) -> PreTrainedModel:
+    def _labelled(self, base: PreTrainedModel, config: PreTrainedConfig, labels: list[str] | None) -> PreTrainedModel:
         import transformers
 
         if not labels:
@@ -174,10 +219,10 @@ class AddHead(Surgery):
         for name in ("classifier_dropout", "seq_classif_dropout"):
             if self.dropout is not None and hasattr(config, name):
                 setattr(config, name, self.dropout)
-        kinds = {
-            "tagging": transformers.AutoModelForTokenClassification,
-            "classification": transformers.AutoModelForSequenceClassification,
-        }
+        of_whole = transformers.AutoModelForSequenceClassification
+        if base.main_input_name == "pixel_values":
+            of_whole = transformers.AutoModelForImageClassification
+        kinds = {"tagging": transformers.AutoModelForTokenClassification, "classification": of_whole}
         try:
             made = kinds[self.task].from_config(config)
         except ValueError as error:

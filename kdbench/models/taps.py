@@ -13,9 +13,11 @@ from kdbench.errors import UserError, nearest
 from kdbench.models.layers import transformer_blocks
 from kdbench.models.packed_transformers import call_packed, check_packable, unpacked
 from kdbench.models.sentence import masked_mean
+from kdbench.models.stages import stage_names, stage_tap
 
 KINDS = (
     "a field of the network's output (logits), hidden_states.i, embedding, query.i, key.i, value.i, "
+    "of an image network stages.i, preactivations.i and pooled, "
     "or the path of a module (its output; with '.input' its input); '.first' or '.mean' behind it takes one vector a text"
 )
 # How the libraries call the projections of a block; a fused one holds query, key and value side by side.
@@ -35,6 +37,7 @@ class Taps:
       after the final norm where a language model has one: equal to transformers' own ``hidden_states[i]``, without asking
       the network for all of them; negative numbers count from the end; ``embedding`` is ``hidden_states.0``;
     - ``query.i``, ``key.i``, ``value.i``: the output of that projection in attention layer i, ``[B, S, heads * width]``;
+    - ``stages.i``, ``preactivations.i``, ``pooled`` of an image network: see :mod:`kdbench.models.stages`;
     - ``module.path``, ``module.path.input``: the (first) output or input of any module, of its last call in the forward;
     - any of these with ``.first`` or ``.mean`` behind it: of ``[B, S, H]`` the value at the first real token (``[CLS]``), or
       the mean over the real tokens, ``[B, H]``.
@@ -101,7 +104,8 @@ class Taps:
     def _place(self, name: str) -> None:
         """Put the hooks for one name; a name that may be a field of the output needs none."""
         modules = dict(self.network.named_modules())
-        stem, _, number = name.rpartition(".")
+        path = stage_tap(self.network, name) or name
+        stem, _, number = path.rpartition(".")
         if name == "embedding" and not _has_blocks(self.network):
             return
         if name == "embedding":
@@ -110,8 +114,8 @@ class Taps:
             self._hidden_state(name, int(number))
         elif stem in PROJECTIONS and re.fullmatch(r"-?\d+", number):
             self._projection(name, stem, int(number))
-        elif name in modules:
-            self._on_output(modules[name], name)
+        elif path in modules:
+            self._on_output(modules[path], name)
         elif number == "input" and stem in modules:
             self._on_input(modules[stem], name)
         elif "." in name or not name:
@@ -156,7 +160,8 @@ class Taps:
 
     def _unknown(self, name: str, fields: Iterable[str]) -> UserError:
         paths = [path for path, _ in self.network.named_modules() if path]
-        names = [*fields, *paths, "logits", "embedding", "hidden_states.-1", "query.-1", "key.-1", "value.-1"]
+        names = [*fields, *paths, *stage_names(self.network), "logits", "embedding"]
+        names += ["hidden_states.-1", "query.-1", "key.-1", "value.-1"]
         return UserError(f"{type(self.network).__name__} has no tap '{name}'.{nearest(name, names)} A tap is {KINDS}.")
 
 

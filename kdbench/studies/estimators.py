@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from kdbench.losses.contrastive import mutual_information_bound
-from kdbench.studies.study import Findings, Picture, Study
+from kdbench.metrics.pictures import Picture
+from kdbench.studies.study import Findings, Study
 
 DIMENSIONS = 20
 

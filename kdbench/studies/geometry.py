@@ -8,7 +8,8 @@ from torch import Tensor
 
 from kdbench.losses.divergences import jensen_shannon, kl_divergence
 from kdbench.losses.transport import sinkhorn_distance
-from kdbench.studies.study import Findings, Picture, Study
+from kdbench.metrics.pictures import Picture
+from kdbench.studies.study import Findings, Study
 
 ROWS = 4
 

@@ -1,35 +1,19 @@
 """Studies: numbers and pictures that follow from a computation alone, where no network is trained."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True)
-class Picture:
-    """Lines over one axis.
-
-    Attributes:
-        title: what is shown, in a few words.
-        x_title: what the axis counts.
-        y_title: what the lines show, with its unit.
-        x: the places, ascending.
-        lines: the height at each place, by the name of the line.
-    """
-
-    title: str
-    x_title: str
-    y_title: str
-    x: Sequence[float]
-    lines: Mapping[str, Sequence[float]]
+from kdbench.metrics.pictures import Shown
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a study found: its numbers by name, and its pictures by name."""
+    """What a study found: its numbers, its pictures and the texts of the files that it leaves to other runs, each by name."""
 
     numbers: Mapping[str, float]
-    pictures: Mapping[str, Picture] = field(default_factory=dict)
+    pictures: Mapping[str, Shown] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 class Study(abc.ABC):

@@ -31,7 +31,8 @@ class Teaching(pl.LightningModule):
         self.automatic_optimization = False
         self.inner = [module]  # in a list: its student is no part of this module
         module.store = cache
-        self.tokenizers, self.teacher_names = module.tokenizers, module.teacher_names
+        self.tokenizers, self.preprocessors = module.tokenizers, module.preprocessors
+        self.teacher_names = module.teacher_names
         self.compares_rows = False  # nothing is learnt, so the cheapest batches do
 
     def setup(self, stage: str) -> None:
@@ -44,6 +45,10 @@ class Teaching(pl.LightningModule):
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Look up what is known."""
         return self.inner[0].on_before_batch_transfer(batch, dataloader_idx)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Let the data make on the device what they make there."""
+        return self.inner[0].on_after_batch_transfer(batch, dataloader_idx)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Compute and keep what is missing."""
@@ -69,7 +74,7 @@ def fill(stage: Stage, quiet: bool = False) -> TeacherCache:
         cli = fit.build(stage, [], False)
         if not cli.model.teacher_names:
             raise UserError(f"'{stage.name}' has no teacher: there is nothing to keep.")
-        if cli.datamodule.draws is None:
+        if cli.datamodule.versions is None:
             raise UserError(
                 f"'{stage.name}' draws its rows anew in every epoch, without end, so nothing can be kept of them: "
                 "give a finite number, such as --data.draws 10."
@@ -81,7 +86,7 @@ def fill(stage: Stage, quiet: bool = False) -> TeacherCache:
                 for key in ("accelerator", "devices", "num_nodes", "strategy", "precision")
                 if key in asked
             },
-            max_epochs=cli.datamodule.draws,
+            max_epochs=cli.datamodule.versions,
             limit_val_batches=0,
             callbacks=callbacks,
             default_root_dir=stage.folder,

@@ -10,7 +10,11 @@ PACKAGE = Path(__file__).parent.parent
 ROOMS = ("methods", "losses", "models", "data", "metrics", "callbacks", "studies")
 KINDS = {  # rooms where only what inherits from one of these is for configs
     "models": {"Origin", "Surgery"},
-    "methods": {"Evaluation", "Distillation", "LogitDistillation", "Schedule"},
+    "methods": {
+        *("Evaluation", "Distillation", "LogitDistillation", "Alternating", "DenoisingTraining"),
+        *("GenerativeDistillation", "ClosedForm"),
+        *("Schedule", "NoiseLevels", "TableLevels", "Route", "Direction"),
+    },
 }
 TORCH = {
     "Adam": "torch.optim.Adam",

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,18 @@ from typing import Any
 from kdbench.data import registry
 from kdbench.errors import UserError
 from kdbench.files import file_digest
-from kdbench.suite import catalogue, experiment, runs
+from kdbench.studies.fleet import Draws
+from kdbench.suite import catalogue, check, experiment, runs
 from kdbench.suite.experiment import Config, Experiment
 
 FROM_RUN = "kdbench.models.origins.FromRun"
+FROM_RUNS = "kdbench.studies.fleet.FromRuns"
 FROM_TARGETS = "kdbench.models.origins.FromTargets"
-FROM_HUB = "kdbench.models.origins.FromHub"
+HUB_IDS = {  # the arguments of origins that name repositories of the hub
+    "kdbench.models.origins.FromHub": ("name",),
+    "kdbench.models.text_to_image.FromDiffusers": ("name", "unet"),
+    "kdbench.models.text_to_image.FromCLIP": ("name", "vae"),
+}
 # What cannot change the result is no part of a run's id. References are compared with a student, never learnt from.
 IDLE = {
     "trainer": (
@@ -88,7 +95,12 @@ class Stage:
 
     def hub(self) -> list[str]:
         """Return every hub id that this stage itself would fetch: networks and data."""
-        ids = [node["init_args"]["name"] for _, node in experiment.nodes(self.config) if node["class_path"] == FROM_HUB]
+        ids = [
+            node["init_args"][key]
+            for _, node in experiment.nodes(self.config)
+            for key in HUB_IDS.get(node["class_path"], ())
+            if node["init_args"].get(key)
+        ]
         data = arguments(self.config.get("data", {}))
         if data.get("source") == "hub":
             ids += [each for key in DATA_SETS if data.get(key) for each in registry.hub_ids(data[key])]
@@ -96,13 +108,17 @@ class Stage:
 
 
 def plan(
-    asked: Experiment, fresh: bool = False, parents: bool = False, _above: tuple[tuple[str, str], ...] = ()
+    asked: Experiment,
+    fresh: bool = False,
+    parents: bool = False,
+    _above: tuple[tuple[str, str], ...] = (),
+    _source: str | None = None,
 ) -> Stage:
     """Return the chain of an experiment: every stage with its id, its folder and its place in the configs that name it.
 
     ``stages: {<file stem>: {...}}`` changes a stage anywhere below; a stage inherits ``data.source`` and the ``stages``
-    of the experiment that asks for it; its seed is its own (0 unless its file says otherwise). ``fresh`` plans a new attempt
-    where there is a finished one, with ``parents`` also of all that it is made from.
+    of the experiment that asks for it; its seed is its own (0 unless its file says otherwise). A fleet is as many stages as it
+    has runs. ``fresh`` plans a new attempt where there is a finished one, with ``parents`` also of all that it is made from.
     """
     mark = (asked.name, runs.digest(asked.config))  # an experiment may name itself with other settings
     if mark in _above:
@@ -111,16 +127,25 @@ def plan(
     config = copy.deepcopy(asked.config)
     stages = config.pop("stages", {})
     config.setdefault("seed_everything", 0)
+    source = arguments(config.get("data")).get("source") or _source  # a study reads no data and hands it on
     made_from = {}
     for place, node in experiment.nodes(config):
         found = node.setdefault("init_args", {})
-        if node["class_path"] != FROM_RUN or found.get("run"):
+        if node["class_path"] not in (FROM_RUN, FROM_RUNS) or found.get("run") or found.get("runs"):
             continue
         if not found.get("experiment"):
-            raise UserError(f"{asked.name}: '{place}' is a FromRun without 'experiment': name an experiment file.")
-        stage = _stage_experiment(asked.root, found.pop("experiment"), found.pop("set", {}), stages, config)
-        made_from[place] = parent = plan(stage, fresh and parents, parents, (*_above, mark))
-        found["experiment"], found["run"] = parent.name, str(parent.folder)
+            kind = node["class_path"].rpartition(".")[2]
+            raise UserError(f"{asked.name}: '{place}' is a {kind} without 'experiment': name an experiment file.")
+        stage = _stage_experiment(asked.root, found.pop("experiment"), found.pop("set", {}), stages, source)
+        if node["class_path"] == FROM_RUN:
+            made_from[place] = parent = plan(stage, fresh and parents, parents, (*_above, mark), source)
+            found["experiment"], found["run"] = parent.name, str(parent.folder)
+            continue
+        found["settings"] = _settings(f"{asked.name}: '{place}'", found.pop("over", None), config["seed_everything"])
+        each = [dataclasses.replace(stage, config=_changed(stage.config, setting)) for setting in found["settings"]]
+        fleet = [plan(member, fresh and parents, parents, (*_above, mark), source) for member in each]
+        made_from |= {f"{place}.{number}": member for number, member in enumerate(fleet)}
+        found["experiment"], found["runs"] = fleet[0].name, [str(member.folder) for member in fleet]
     identity = runs.digest(_identity(asked.name, config, made_from))
     folder = runs.home() / asked.name / identity
     return Stage(asked.name, config, identity, _attempt(folder, fresh), made_from)
@@ -131,13 +156,48 @@ def arguments(node: Any) -> Config:
     return node.get("init_args", {}) if isinstance(node, dict) else {}
 
 
-def _stage_experiment(root: Path, file: str, change: Config, stages: Config, above: Config) -> Experiment:
+def _settings(where: str, over: Any, seed: int) -> list[Config]:
+    """Return the setting of each run of a fleet: every combination of the values of its keys."""
+    if not isinstance(over, dict) or not over:
+        raise UserError(
+            f"{where} is a FromRuns without 'over': name a key and its values, {{data.train_rows: [100, 200]}}."
+        )
+    choices = {key: _values(f"{where}.over.{key}", told, seed) for key, told in dict(_dotted(over)).items()}
+    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+
+
+def _dotted(table: Config, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and what they hold, though an override has written one as a table in a table."""
+    for key, value in table.items():
+        if isinstance(value, dict) and "class_path" not in value:
+            yield from _dotted(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _values(where: str, told: Any, seed: int) -> list[Any]:
+    """Return the values of a key, listed or drawn."""
+    if isinstance(told, dict) and "class_path" in told:
+        try:
+            found = check.load(told["class_path"])(**arguments(told))
+            told = found.values(seed) if isinstance(found, Draws) else None
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: {error}.") from None
+    if not isinstance(told, list) or not told:
+        raise UserError(f"{where} holds the values of a setting: a list of one or more, or a class that draws them.")
+    return told
+
+
+def _changed(config: Config, changes: Config) -> Config:
+    return experiment.expand(_apply(config, changes))
+
+
+def _stage_experiment(root: Path, file: str, change: Config, stages: Config, source: str | None) -> Experiment:
     path = experiment.find(root, file)
     stage = experiment.read(path)
     config = stage.config
     if stages:
         config = experiment.merge(config, {"stages": stages})
-    source = arguments(above.get("data")).get("source")
     if source and "data" in config:
         config = experiment.override(config, "data.source", source)
     for changes in (stages.get(path.stem) or {}, change):
@@ -168,8 +228,9 @@ def _identity(name: str, config: Config, parents: dict[str, Stage]) -> Config:
     cache = kept.pop("cache", {})
     kept |= {f"cache.{key}": cache[key] for key in LOSSY if cache.get(key) not in (None, "float32")}
     for _, node in experiment.nodes(kept):
-        if node["class_path"] == FROM_RUN:
-            node["init_args"].pop("run", None)
+        if node["class_path"] in (FROM_RUN, FROM_RUNS):
+            for place in ("run", "runs"):
+                node["init_args"].pop(place, None)
         if node["class_path"] == FROM_TARGETS:
             node["init_args"]["file"] = _content(Path(node["init_args"]["file"]))
         node["class_path"] = catalogue.short(node["class_path"])

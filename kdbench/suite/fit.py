@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import json
 import logging
 import os
@@ -31,6 +32,7 @@ from kdbench.callbacks.export import StudentExport
 from kdbench.callbacks.progress import StageProgress
 from kdbench.callbacks.requeue import Requeue
 from kdbench.callbacks.resume import AtomicCheckpoints, LastCheckpoint, RandomStates
+from kdbench.callbacks.samples import SampleSheet
 from kdbench.callbacks.teacher_cache import TeacherCache
 from kdbench.errors import UserError
 from kdbench.files import write_text
@@ -56,7 +58,8 @@ def fit(
             f"'{stage.name}' is made from runs that are missing ({chain[0].name} is the first), which the tasks of one srun "
             "cannot fit: run 'kdbench fit ... --prepare' first."
         )
-    for each in chain:
+    speaks = {each.name: each for each in reversed(chain)}  # the first of a fleet speaks for all
+    for each in reversed(speaks.values()):
         if each.record is None:
             with friendly(each):  # every mistake of the chain shows before its first step
                 if study.is_study(each.config):
@@ -144,6 +147,7 @@ def _train(stage: Stage, label: str, wandb: runs.Tracking | None, quiet: bool, w
         curves,
         LastCheckpoint(checkpoint.parent),
         StudentExport(stage.folder / runs.STUDENT),
+        SampleSheet(stage.folder / runs.SAMPLES),
         cache,
         *([] if quiet else [StageProgress(label)]),
         *([Requeue(checkpoint)] if "SLURM_JOB_ID" in os.environ else []),
@@ -165,7 +169,10 @@ def _train(stage: Stage, label: str, wandb: runs.Tracking | None, quiet: bool, w
         StudentExport(stage.folder / runs.STUDENT).on_fit_end(cli.trainer, cli.model)
     record = _record(stage, metrics | measured, seconds, cli, resumed)
     record |= {"curves": curves.told() | _best_and_last(record, curves, at_best), "cache": cache.told()}
+    if cli.model.pictures:
+        record["pictures"] = {name: dataclasses.asdict(each) for name, each in cli.model.pictures.items()}
     if cli.trainer.is_global_zero:
+        study.draw(record, stage.folder)
         runs.write_record(stage.folder, record)
         for logger in loggers:
             if hasattr(logger, "log_record"):

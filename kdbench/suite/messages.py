@@ -18,8 +18,9 @@ IDLE_WARNINGS = (
     ".*does not have many workers.*",
     ".*`val_dataloader` but have no `validation_step`.*",
     ".*`LightningModule.configure_optimizers` returned `None`.*",
-    ".*You have overridden `on_before_batch_transfer` in `LightningModule`.*",
+    ".*You have overridden `[a-z_]*` in `LightningModule`.*",
     "Be aware that when using `ckpt_path`",
+    "Using ModelCheckpoint with manual optimization",
     ".*GPU available but not used.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
     ".*Checkpoint directory .* exists and is not empty.*",
@@ -34,6 +35,7 @@ IDLE_WARNINGS = (
 
 _KEY = re.compile(r'Parser key "([^"]+)":')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
+_NAME = re.compile(r"Expected a dot import path string: (\w+)")
 _VALUE = re.compile(r"(?:Got|Given) value: (.*?)(?:\. Got value:|$)")
 _SCAFFOLD = re.compile(
     r"$|Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Expected a (?:dot import )?path"
@@ -60,6 +62,8 @@ def config_fault(error: Exception, config: Config) -> str:
             owner = found[1]
         elif not _SCAFFOLD.match(line):
             return _sentence(line, lines[number + 1 :], keys, owner, config)
+    if unknown := _NAME.search(str(error)):
+        return f"{_place(config, keys, unknown[1])}: there is no class '{unknown[1]}'.{nearest(unknown[1], catalogue.names())}"
     return f"{'.'.join(keys)}: {type(error).__name__}."
 
 

@@ -11,7 +11,7 @@ from kdbench.suite.results import Results
 from kdbench.suite.statistics import Verdict
 from kdbench.suite.tables import Cell, Table, Tables
 
-EMBEDDED = "These figures rest on embedded (generated) data."
+EMBEDDED = "These figures rest on embedded data."
 
 
 def files(
@@ -19,7 +19,7 @@ def files(
 ) -> dict[str, str]:
     """Return the page and its pictures by the names of their files; see :func:`markdown`."""
     pictures = results.pictures() if results else ()
-    drawn = {f"{arm}_{name}.svg": plots.lines(picture) for arm, name, picture in pictures}
+    drawn = {f"{arm}_{name}.svg": plots.picture(picture) for arm, name, picture in pictures}
     return {"README.md": markdown(paper, file, results, verdicts, papers), **drawn}
 
 

@@ -3,12 +3,17 @@
 They are drawn when the page is made, take their colours from the page's style sheet, and need no script.
 """
 
+import base64
 import math
+import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from kdbench.studies.study import Picture
+import numpy as np
+
+from kdbench.metrics.pictures import HeatMap, Images, Picture, Shown
 from kdbench.suite.statistics import Interval
 
 WIDE, HIGH = 180, 30
@@ -88,6 +93,7 @@ STYLE = (
     )
     + "@media(prefers-color-scheme:dark){.lines text{fill:#bbb}}"
 )
+CELLS = ".lines .cell{fill:#2f6fb7;stroke:#8884}.lines text.dark{fill:#fff}"
 LETTER, LINE = 7.3, 14.0  # room that a letter and a line of a label take, at the size that the style sheet gives them
 
 
@@ -137,6 +143,82 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
     )
 
 
+def picture(shown: Shown) -> str:
+    """Return a picture of a record, whatever its kind, as an SVG that carries its own colours."""
+    if isinstance(shown, Images):
+        return images(shown)
+    return heat_map(shown) if isinstance(shown, HeatMap) else lines(shown)
+
+
+def images(shown: Images) -> str:
+    """Return a table of small images as an SVG that holds them as one PNG."""
+    height, width = shown.size
+    columns, rows = len(shown.x), len(shown.y)
+    pixels = np.frombuffer(base64.b64decode(shown.pixels), np.uint8).reshape(rows, columns, height, width)
+    data = base64.b64encode(_png(pixels.swapaxes(1, 2).reshape(rows * height, columns * width))).decode()
+    left = LEFT + round(LETTER * max(map(len, shown.y)))
+    scale = min((WIDTH - RIGHT - left) / (columns * width), (HEIGHT - BOTTOM - TOP) / (rows * height))
+    wide, high = scale * width, scale * height
+    right, floor = left + columns * wide, TOP + rows * high
+    grid = "".join(f"M{left + wide * each:.1f} {TOP}V{floor:.1f}" for each in range(columns + 1))
+    parts = [
+        f'<image href="data:image/png;base64,{data}" x="{left}" y="{TOP}" width="{columns * wide:.1f}" '
+        f'height="{rows * high:.1f}" style="image-rendering:pixelated"/><path class="grid" d="{grid}"/>'
+    ]
+    for row, name in enumerate(shown.y):
+        place = f'x="{left - 7}" y="{TOP + high * (row + 0.5) + 4:.1f}"'
+        parts.append(f'<text {place} text-anchor="end">{escape(name)}</text>')
+    every = math.ceil(columns * LETTER * max(map(len, shown.x)) / (right - left))
+    for column, name in list(enumerate(shown.x))[::every]:
+        place = f'x="{left + wide * (column + 0.5):.1f}" y="{floor + 16:.1f}"'
+        parts.append(f'<text {place} text-anchor="middle">{escape(name)}</text>')
+    titles = (
+        f'<text x="{(left + right) / 2:.1f}" y="{floor + 36:.1f}" text-anchor="middle">{escape(shown.x_title)}</text>'
+        f'<text transform="translate(14 {(TOP + floor) / 2:.1f}) rotate(-90)" text-anchor="middle">{escape(shown.y_title)}</text>'
+    )
+    return _svg(shown, "".join(parts) + titles)
+
+
+def _png(grey: np.ndarray) -> bytes:
+    """Return a PNG of a grey image ``[H, W]`` of bytes (ISO/IEC 15948): header, compressed lines, end."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = grey.shape
+    lines = b"".join(b"\0" + line.tobytes() for line in grey)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(kind, data) for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    )
+
+
+def heat_map(shown: HeatMap) -> str:
+    """Return a table of values, each on a ground as dark as it is high, as an SVG that carries its own colours."""
+    left = LEFT + round(LETTER * max(map(len, shown.y)))
+    wide, high = (WIDTH - RIGHT - left) / len(shown.x), (HEIGHT - BOTTOM - TOP) / len(shown.y)
+    floor = HEIGHT - BOTTOM
+    parts = []
+    for row, (name, values) in enumerate(zip(shown.y, shown.cells, strict=True)):
+        middle = floor - high * (row + 0.5)  # the first row is the lowest, as of an axis
+        parts.append(f'<text x="{left - 7}" y="{middle + 4:.1f}" text-anchor="end">{escape(name)}</text>')
+        for column, value in enumerate(values):
+            share = min(1.0, max(0.0, (value - shown.low) / (shown.high - shown.low)))
+            place = f'x="{left + wide * column:.1f}" y="{middle - high / 2:.1f}" width="{wide:.1f}" height="{high:.1f}"'
+            parts.append(f'<rect class="cell" {place} fill-opacity="{0.9 * share:.3f}"/>')
+            told = f'x="{left + wide * (column + 0.5):.1f}" y="{middle + 4:.1f}" text-anchor="middle"'
+            parts.append(f'<text class="{"dark" if share > 0.65 else "value"}" {told}>{value:.2f}</text>')
+    for column, name in enumerate(shown.x):
+        parts.append(
+            f'<text x="{left + wide * (column + 0.5):.1f}" y="{floor + 16}" text-anchor="middle">{escape(name)}</text>'
+        )
+    titles = (
+        f'<text x="{(left + WIDTH - RIGHT) / 2:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(shown.x_title)}</text>'
+        f'<text transform="translate(14 {(TOP + floor) / 2:.1f}) rotate(-90)" text-anchor="middle">{escape(shown.y_title)}</text>'
+    )
+    return _svg(shown, "".join(parts) + titles, STYLE + CELLS)
+
+
 def lines(picture: Picture) -> str:
     """Return lines over one axis, each with its name at its end, as an SVG that carries its own colours."""
     heights = [value for line in picture.lines.values() for value in line]
@@ -166,10 +248,14 @@ def lines(picture: Picture) -> str:
         parts.append(
             f'<text class="name l{number % 6}" x="{right + 6}" y="{places[name] + 4:.1f}">{escape(name)}</text>'
         )
+    return _svg(picture, "".join(parts))
+
+
+def _svg(shown: Shown, content: str, style: str = STYLE) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="lines" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(f"{picture.title}: {picture.y_title} against {picture.x_title}")}"><style>{STYLE}</style>'
-        f"{''.join(parts)}</svg>\n"
+        f'aria-label="{escape(f"{shown.title}: {shown.y_title} against {shown.x_title}")}"><style>{style}</style>'
+        f"{content}</svg>\n"
     )
 
 

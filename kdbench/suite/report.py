@@ -1,5 +1,6 @@
 """What the terminal shows: plans, results, lists."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from kdbench.suite.chain import Stage
 
 PERCENT = (
     *("accuracy", "macro_f1", "micro_f1", "precision", "recall", "pearson", "spearman", "one_minus_mae"),
-    *("loyalty", "retention"),
+    *("mrr", "ndcg", "loyalty", "retention", "within"),
 )
 ROWS = {
     "accuracy": "accuracy",
@@ -24,7 +25,16 @@ ROWS = {
     "entity_micro_f1": "entity micro-F1",
     "pearson": "Pearson",
     "spearman": "Spearman",
+    "mrr": "MRR",
+    "recall_1": "recall at 1",
+    "recall_10": "recall at 10",
     "perplexity": "perplexity",
+    "sliced_wasserstein": "sliced Wasserstein distance",
+    "frechet": "Frechet distance of the judge's features",
+    "diversity_pairwise": "diversity inside a class",
+    "modes": "modes reached",
+    "within": "samples at a mode",
+    "nfe": "evaluations of the network for a sample",
     "label_loyalty": "label loyalty of the student",
     "probability_loyalty": "probability loyalty (base e)",
     "retention": "share of its score that the student keeps",
@@ -45,13 +55,21 @@ def console() -> Console:
 
 
 def show_plan(stage: Stage) -> None:
-    """Print the chain, deepest first: what is found, what would be fitted, what would be fetched."""
+    """Print the chain, deepest first, a fleet in one line: what is found, what would be fitted, what would be fetched."""
     out = console()
-    for place, each in enumerate(stage.walk(), 1):
-        state = "found" if each.record is not None else "to fit"
-        out.print(f"{place}. {each.name}  [bold]{state}[/]  {each.folder}", highlight=False, soft_wrap=True)
-        for name in each.hub():
-            out.print(f"     would fetch from the hub: {name}", highlight=False, soft_wrap=True)
+    last = 0
+    for name, found in itertools.groupby(stage.walk(), key=lambda each: each.name):
+        fleet = list(found)
+        first, last = last + 1, last + len(fleet)
+        done = sum(each.record is not None for each in fleet)
+        if len(fleet) == 1:
+            place, state, folder = f"{last}", "found" if done else "to fit", fleet[0].folder
+        else:
+            place, state = f"{first}-{last}", f"{done} found, {len(fleet) - done} to fit"
+            folder = fleet[0].folder.parent
+        out.print(f"{place}. {name}  [bold]{state}[/]  {folder}", highlight=False, soft_wrap=True)
+        for hub in fleet[0].hub():
+            out.print(f"     would fetch from the hub: {hub}", highlight=False, soft_wrap=True)
 
 
 def show_record(record: dict[str, Any], folder: Path, found: bool) -> None:
@@ -71,6 +89,8 @@ def show_record(record: dict[str, Any], folder: Path, found: bool) -> None:
         cells = [shown(key, metrics.get(f"{key}@{name}")) for name in networks]
         if any(cells):
             table.add_row(label, *cells)
+        for place in _exits(metrics, key):
+            table.add_row(f"{label} at exit {place}", shown(key, metrics[f"{key}_{place}@student"]))
     if not networks:  # a study: numbers of nobody
         table.add_column("", justify="right")
         for key, value in metrics.items():
@@ -84,10 +104,16 @@ def show_record(record: dict[str, Any], folder: Path, found: bool) -> None:
     if told := _cache_told(record.get("cache", {})):
         out.print(told, highlight=False, soft_wrap=True)
     if record["data"]["source"] == "embedded":
-        out.print("These figures rest on embedded (generated) data.")
+        out.print("These figures rest on embedded data.")
     if found:
         out.print("This run was finished before; --fresh makes a new attempt.")
     out.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+
+
+def _exits(metrics: dict[str, float], key: str) -> list[int]:
+    """Return the exits of the student at which a score is known."""
+    matches = (re.fullmatch(rf"{key}_(\d+)@student", name) for name in metrics)
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def _cache_told(cache: dict[str, Any]) -> str | None:
@@ -113,6 +139,10 @@ def shown(key: str, value: float | None) -> str:
         return f"{value / 1e6:.2f} M"
     if key == "seconds":
         return f"{1000 * value:.2f}"
+    if key in ("modes", "nfe"):
+        return f"{value:.0f}"
+    if key == "sliced_wasserstein":
+        return f"{value:.4f}"
     return f"{value:.2f}x" if key == "speed_ratio" else f"{value:.2f}"
 
 

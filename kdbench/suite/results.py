@@ -14,7 +14,7 @@ from typing import Any
 
 from kdbench.errors import UserError, nearest
 from kdbench.files import write_text
-from kdbench.studies.study import Picture
+from kdbench.metrics.pictures import Shown, picture_of
 from kdbench.suite import claims, runs
 from kdbench.suite.chain import Stage
 from kdbench.suite.claims import OWN, ClaimFile
@@ -107,12 +107,12 @@ class Results:
         """Return the hours of fitting in the records."""
         return math.fsum(record["seconds"] for record in self.records.values()) / 3600
 
-    def pictures(self) -> list[tuple[str, str, Picture]]:
-        """Return the pictures of the arms' studies, those of the first pair of each, with arm and name."""
-        found: dict[tuple[str, str], Picture] = {}
+    def pictures(self) -> list[tuple[str, str, Shown]]:
+        """Return the pictures of the arms' own runs, those of the first pair of each, with arm and name."""
+        found: dict[tuple[str, str], Shown] = {}
         for _, arm, task, _, _, run in self.cells:
             for name, told in (self.records[run].get("pictures", {}) if task == OWN and run else {}).items():
-                found.setdefault((arm, name), Picture(**told))
+                found.setdefault((arm, name), picture_of(told))
         return [(arm, name, picture) for (arm, name), picture in found.items()]
 
     def _made_from(self, run: str) -> Iterable[str]:

@@ -21,6 +21,7 @@ CHECKPOINT = "checkpoints/last.ckpt"
 BEST = "checkpoints/best.ckpt"
 ITEMS = "items.csv"
 STUDENT = "student"
+SAMPLES = "samples.png"
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from jsonargparse import ArgumentParser
 
 from kdbench.errors import UserError
 from kdbench.files import write_text
-from kdbench.studies.study import Picture, Study
-from kdbench.suite import check, messages, plots
+from kdbench.metrics.pictures import picture_of
+from kdbench.studies.study import Study
+from kdbench.suite import check, messages, plots, runs
 from kdbench.suite.chain import Stage
 
 
@@ -33,11 +34,14 @@ def build(stage: Stage) -> Study:
 
 
 def carry_out(stage: Stage) -> dict[str, Any]:
-    """Compute; return what the record says of it."""
+    """Compute; leave the files of what was found in the run's folder; return what the record says of it."""
     study, seed = build(stage), stage.config["seed_everything"]
     torch.manual_seed(seed)
     started = time.time()
     found = study(seed)
+    if runs.first_process():
+        for name, text in found.files.items():
+            write_text(stage.folder / name, text)
     return {
         "metrics": {f"test/{name}": float(value) for name, value in found.numbers.items()},
         "pictures": {name: asdict(picture) for name, picture in found.pictures.items()},
@@ -48,6 +52,6 @@ def carry_out(stage: Stage) -> dict[str, Any]:
 
 
 def draw(record: dict[str, Any], folder: Path) -> None:
-    """Draw the pictures of a study's record into a folder."""
-    for name, told in record["pictures"].items():
-        write_text(folder / f"{name}.svg", plots.lines(Picture(**told)))
+    """Draw the pictures of a record into a folder."""
+    for name, told in record.get("pictures", {}).items():
+        write_text(folder / f"{name}.svg", plots.picture(picture_of(told)))

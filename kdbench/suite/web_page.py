@@ -198,7 +198,7 @@ class View:
         drawn = score_plots.drawn(self.made) if self.made else []
         pictures = self.entry.results.pictures() if self.entry.results else ()
         return drawn + [
-            (f"{each.title} ({arm}), against {each.x_title}", each.y_title, plots.lines(each))
+            (f"{each.title} ({arm}), against {each.x_title}", each.y_title, plots.picture(each))
             for arm, _, each in pictures
         ]
 

@@ -11,9 +11,6 @@ from transformers import BertConfig, BertForMaskedLM, BertForTokenClassification
 from kdbench.data.augmentation import (
     MaskedLanguageReplacement,
     RandomEdits,
-    draw_mixup,
-    mix_labels,
-    mixup,
     replace_by_model,
 )
 from kdbench.data.tokenizers import train_word_level, train_wordpiece
@@ -295,92 +292,3 @@ def test_the_copies_of_a_run_are_those_of_the_function(network, tokenizer, tmp_p
 def test_a_model_without_a_tokenizer_is_refused():
     with pytest.raises(UserError, match="brings no tokenizer"):
         MaskedLanguageReplacement(FromConfig("BertForMaskedLM", {})).prepare([["a"]])
-
-
-# ---- mixup ----
-
-
-def rows_of(batch, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    embeddings = torch.randn(batch, 5, 3, generator=generator)
-    lengths = torch.randint(1, 6, (batch,), generator=generator)
-    return embeddings, (torch.arange(5) < lengths[:, None]).long()
-
-
-def test_mixup_against_a_slow_loop():
-    embeddings, mask = rows_of(6)
-    partner, share = torch.tensor([3, 0, 2, 1, 5, 4]), torch.tensor([0.3, 0.9, 0.5, 0.25, 1.0, 0.0])
-    mixed, real = mixup(embeddings, mask, partner, share)
-    for i, (j, part) in enumerate(zip(partner.tolist(), share.tolist(), strict=True)):
-        for place in range(5):
-            terms = [(weight, embeddings[row, place]) for row, weight in ((i, part), (j, 1 - part)) if mask[row, place]]
-            assert bool(real[i, place]) == any(weight > 0 for weight, _ in terms)
-            if real[i, place]:
-                assert torch.allclose(mixed[i, place], sum(weight * each for weight, each in terms), atol=1e-6)
-
-
-@given(st.integers(1, 6), st.integers(0, 50))
-def test_a_share_of_1_gives_the_row_itself_exactly(batch, seed):
-    embeddings, mask = rows_of(batch, seed)
-    partner = torch.randperm(batch, generator=torch.Generator().manual_seed(seed))
-    mixed, real = mixup(embeddings, mask, partner, torch.ones(batch))
-    assert torch.equal(mixed, embeddings)
-    assert torch.equal(real, mask)
-    mixed, real = mixup(embeddings, mask, partner, torch.zeros(batch))
-    assert torch.equal(real, mask[partner])
-    assert torch.equal(mixed[real.bool()], embeddings[partner][real.bool()])
-
-
-def test_mixup_hides_padding_and_passes_gradients():
-    embeddings, mask = rows_of(4)
-    partner, share = torch.tensor([1, 2, 3, 0]), torch.full((4,), 0.7)
-    mixed, real = mixup(embeddings, mask, partner, share)
-    spoilt = embeddings.masked_fill(mask[..., None] == 0, torch.nan)
-    assert torch.equal(mixup(spoilt, mask, partner, share)[0][real.bool()], mixed[real.bool()])
-    leaf = embeddings.clone().requires_grad_()
-    mixup(leaf, mask, partner, share)[0][real.bool()].sum().backward()
-    assert torch.allclose(leaf.grad, mask[..., None].expand_as(leaf) * 1.0), "0.7 as itself and 0.3 as a partner"
-
-
-@given(st.lists(st.integers(0, 10_000), min_size=2, max_size=12, unique=True), st.integers(0, 3))
-def test_shares_belong_to_rows_and_partners_to_the_set_of_rows(rows, draw):
-    draws = np.full(len(rows), draw)
-    partner, share = draw_mixup(1, np.array(rows), draws, 0.4)
-    assert ((share >= 0) & (share <= 1)).all()
-    assert sorted(partner.tolist()) == list(range(len(rows)))
-    assert all(each != place for place, each in enumerate(partner.tolist()))
-    order = np.argsort(rows)
-    again, shares = draw_mixup(1, np.array(rows)[order], draws, 0.4)
-    assert torch.equal(shares, share[order])
-    named = {rows[place]: rows[each] for place, each in enumerate(partner.tolist())}
-    assert named == {rows[order[place]]: rows[order[each]] for place, each in enumerate(again.tolist())}
-    assert torch.equal(draw_mixup(1, rows[:1], draws[:1], 0.4)[1], share[:1])
-
-
-@pytest.mark.parametrize("concentration", [0.2, 1.0, 4.0])
-def test_shares_follow_the_beta_distribution(concentration):
-    rows = np.arange(3000)
-    _, share = draw_mixup(0, rows, np.zeros(3000, dtype=int), concentration)
-    assert stats.kstest(share.double().numpy(), stats.beta(concentration, concentration).cdf).pvalue > 1e-3
-
-
-def test_a_row_alone_is_mixed_with_itself():
-    embeddings, mask = rows_of(1)
-    partner, share = draw_mixup(0, [4], [0], 1.0)
-    assert partner.tolist() == [0]
-    assert torch.allclose(mixup(embeddings, mask, partner, share)[0], embeddings)
-
-
-def test_labels_are_mixed_as_the_rows_are():
-    found = mix_labels(torch.tensor([0, 2, 2]), torch.tensor([1, 2, 0]), torch.tensor([0.75, 0.5, 1.0]), 3)
-    assert torch.equal(found, torch.tensor([[0.75, 0.0, 0.25], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]))
-
-
-def test_arguments_of_mixup_are_checked():
-    embeddings, mask = rows_of(3)
-    with pytest.raises(ValueError, match="does not fit embeddings"):
-        mixup(embeddings, mask[:, :4], torch.arange(3), torch.ones(3))
-    with pytest.raises(ValueError, match="3 rows need as many"):
-        mixup(embeddings, mask, torch.arange(2), torch.ones(3))
-    with pytest.raises(ValueError, match="must be positive"):
-        draw_mixup(0, [1], [0], 0.0)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kdbench.data.noise import uniform
+from kdbench.data.noise import below, normal, uniform
 
 MASK = 2**64 - 1
 integers = st.integers(min_value=-(2**63), max_value=2**63 - 1)
@@ -74,3 +74,16 @@ def test_names_of_different_length_and_order_differ():
 def test_rejects_fractions():
     with pytest.raises(TypeError, match="float64"):
         uniform(0, np.array([0.5]))
+
+
+def test_normal_numbers_are_normal():
+    drawn = normal(3, np.arange(200)[:, None], np.arange(100))
+    assert stats.kstest(drawn.ravel(), "norm").pvalue > 1e-3
+    np.testing.assert_allclose(stats.norm.cdf(drawn[:3]), uniform(3, np.arange(3)[:, None], np.arange(100)), rtol=1e-12)
+
+
+@given(st.integers(2, 12), integers)
+def test_integers_below_a_limit_are_alike(limit, seed):
+    drawn = below(limit, seed, np.arange(600))
+    assert drawn.min() >= 0 and drawn.max() < limit
+    assert stats.chisquare(np.bincount(drawn, minlength=limit)).pvalue > 1e-8

@@ -129,6 +129,19 @@ def test_every_process_trains_the_same_vocabulary(cased):
     assert all(train_wordpiece(iter(TEXTS), 200, False).get_vocab() == cased.get_vocab() for _ in range(5))
 
 
+def test_cls_at_the_end_and_padding_on_the_left(tmp_path):
+    train_wordpiece(TEXTS, 200, lowercase=False, cls_last=True).save_pretrained(tmp_path)
+    found = AutoTokenizer.from_pretrained(tmp_path)
+    coded = found([TEXTS[0], "casa"], padding=True)
+    cls, sep = found.cls_token_id, found.sep_token_id
+    for ids, mask in zip(coded["input_ids"], coded["attention_mask"], strict=True):
+        assert ids[-1] == cls and ids[mask.index(1)] == sep and sum(mask) == len([each for each in ids if each])
+    assert coded["attention_mask"][1][0] == 0
+    first, second = (found(text, add_special_tokens=False)["input_ids"] for text in ("casa", "mea"))
+    assert found("casa", "mea")["input_ids"] == [sep, *first, sep, *second, cls]
+    assert found("casa " * 50, truncation=True, max_length=9)["input_ids"][-1] == cls, "a cut text ends with it too"
+
+
 def test_too_small_a_vocabulary_is_told():
     with pytest.raises(UserError, match="vocab_size is 20: the characters of the texts alone need"):
         train_wordpiece(TEXTS, 20, lowercase=True)

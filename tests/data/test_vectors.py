@@ -164,6 +164,17 @@ def test_mistakes_are_told(arguments, told):
         )
 
 
+def test_images_are_vectors_too():
+    data = VectorClassification("vision/digits", features="image", value_range=[0, 255])
+    rows = load("vision/digits", "embedded", "test")[:7]
+    data.number = {str(digit): digit for digit in range(10)}
+    vectors = torch.stack([item["features"] for item in data.encode(rows)])
+    expected = torch.tensor([[value / 255 * 2 - 1 for value in row["image"].flatten().tolist()] for row in rows])
+    torch.testing.assert_close(vectors, expected)
+    with pytest.raises(ValueError, match="lowest and the highest"):
+        VectorClassification("vision/digits", features="image", value_range=[255, 0])
+
+
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"eval_batch_size": 0}, {"train_rows": 0}])
 def test_sizes_below_one(wrong):
     with pytest.raises(ValueError, match="at least"):

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from kdbench.metrics.densities import FrechetDistance, ModeCoverage, SampleDiversity, SlicedWasserstein
 from kdbench.metrics.loyalty import LabelLoyalty, ProbabilityLoyalty, RegressionLoyalty
 from kdbench.metrics.scores import ClassificationScore, MaskedTokenScore, RegressionScore
+from kdbench.metrics.similarity import FEWEST, MinibatchCKA
 from kdbench.metrics.spans import SpanF1
 
 TAGS = ["O", "B-a", "I-a", "B-b", "I-b"]
@@ -23,6 +25,11 @@ def metrics():
         "masked tokens": MaskedTokenScore(),
         "regression": RegressionScore(),
         "spans": SpanF1(TAGS),
+        "density: sliced Wasserstein": SlicedWasserstein(),
+        "density: Frechet": FrechetDistance(5),
+        "modes": ModeCoverage(torch.eye(5).tolist(), std=0.4),
+        "diversity": SampleDiversity(),
+        "alignment": MinibatchCKA(1, 1),
     }
 
 
@@ -41,6 +48,15 @@ def update(all_metrics, batch):
             metric.update(student, teacher)
         elif name.startswith("regression"):
             metric.update(student[:, 0], teacher[:, 0] + student[:, 0])
+        elif name.startswith("density"):
+            metric.update(student, teacher)
+        elif name == "modes":
+            metric.update(student)
+        elif name == "diversity":
+            metric.update(student, gold)
+        elif name == "alignment":
+            if len(student) >= FEWEST:
+                metric.update([student], [teacher])
         elif name == "spans":
             metric.update(student.argmax(-1), gold, sentence)
         else:
@@ -75,6 +91,6 @@ def test_two_processes_equal_one(tmp_path):
             for batch in batches(rank, sizes[rank]):
                 update(alone, batch)
         expected = results(alone)
-        assert len(expected) == 1 + 1 + 3 + 2 + 3 + 3 + 4
+        assert len(expected) == 1 + 1 + 3 + 2 + 3 + 3 + 4 + 1 + 1 + 2 + 2 + 1
         assert first[name] == pytest.approx(expected, rel=1e-12)
         assert second[name] == pytest.approx(expected, rel=1e-12)

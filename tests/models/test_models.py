@@ -153,7 +153,7 @@ def test_folders_that_are_no_network_or_another_one(bert, tmp_path):
 
 def test_a_config_smaller_than_the_vocabulary(bert):
     class Vocabulary:
-        pad_token_id = 0
+        pad_token_id = bos_token_id = eos_token_id = 0
 
         def __len__(self):
             return 60

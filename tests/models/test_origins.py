@@ -231,14 +231,27 @@ class TestFromHub:
             getattr(FromHub("no/such/id"), call)()
         assert "\n" not in str(caught.value)
 
-    @pytest.mark.parametrize("call", ["build", "tokenizer"])
+    @pytest.mark.parametrize("call", ["build", "tokenizer", "preprocessor"])
     def test_no_connection_is_told_in_one_sentence(self, call, monkeypatch):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        architecture = "AutoModelForImageClassification" if call == "preprocessor" else "AutoModelForMaskedLM"
         with pytest.raises(
             UserError, match="'kdbench/not-in-the-cache' cannot be loaded from the Hugging Face"
         ) as caught:
-            getattr(FromHub("kdbench/not-in-the-cache"), call)()
+            getattr(FromHub("kdbench/not-in-the-cache", architecture), call)()
         assert "\n" not in str(caught.value)
+
+    def test_a_network_of_images_brings_its_preprocessor_and_one_of_texts_none(self, tmp_path, monkeypatch):
+        commit = "0" * 40
+        place = tmp_path / "models--kdbench--seen"
+        (place / "snapshots" / commit).mkdir(parents=True)
+        (place / "snapshots" / commit / "preprocessor_config.json").write_text('{"size": 224}')
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text(commit)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        assert FromHub("kdbench/seen", "ResNetForImageClassification").preprocessor() == {"size": 224}
+        assert FromHub("kdbench/seen").preprocessor() is None
 
     def test_what_the_cache_holds_is_loaded_without_a_connection(self, tmp_path, monkeypatch):
         commit = "0" * 40

@@ -17,7 +17,7 @@ from transformers import (
 from kdbench.errors import UserError
 from kdbench.models.origins import Facts, FromFolder, quiet
 from kdbench.models.sentence import SentenceEncoder
-from kdbench.models.surgery import AddHead, CopyLayers, RandomWeights
+from kdbench.models.surgery import AddHead, CopyLayers, RandomWeights, ScaleWeights
 
 BERT = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}
 LABELS = Facts(labels=["O", "PER", "LOC"])
@@ -245,6 +245,18 @@ def test_an_architecture_without_such_a_head_is_told():
     network = kind(kind.config_class(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48))
     with pytest.raises(UserError, match="no tagging head for the architecture 'vit'"):
         AddHead("tagging")(network, LABELS)
+
+
+def test_chosen_weights_are_scaled_and_no_others():
+    network = bert()
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    scaled = ScaleWeights({"*.position_embeddings.weight": 10.0})(network, Facts())
+    assert scaled is network
+    for name, value in network.named_parameters():
+        factor = 10.0 if name.endswith("position_embeddings.weight") else 1.0
+        assert torch.equal(value, factor * before[name])
+    with pytest.raises(UserError, match=r"no parameter is named '\*.positions'"):
+        ScaleWeights({"*.positions": 10.0})(network, Facts())
 
 
 @pytest.mark.parametrize("architecture", ["AutoModel", "BertModel", None])

@@ -32,6 +32,11 @@ def layers(file):
     return (f"{path.parent}.yaml", file) if path.name == "paper.yaml" else (file,)
 
 
+def once(stage):
+    """Return the stages of a chain, of a fleet the first."""
+    return list({each.name: each for each in reversed(list(stage.walk()))}.values())
+
+
 def test_there_are_experiments():
     assert "experiments/distilbert_ro.yaml" in MAIN
 
@@ -41,10 +46,10 @@ def test_an_experiment_is_complete_and_its_chain_is_planned(file):
     asked = experiment.read(*layers(file))
     check.check(asked.config)
     stage = chain.plan(asked)
-    names = [each.name for each in stage.walk()]
-    assert len(set(names)) == len(names)
-    assert names[-1] == str(Path(layers(file)[0]).relative_to("experiments").with_suffix(""))
-    for each in stage.walk():
+    folders = [each.folder for each in stage.walk()]
+    assert len(set(folders)) == len(folders)
+    assert stage.name == str(Path(layers(file)[0]).relative_to("experiments").with_suffix(""))
+    for each in once(stage):
         check.check(each.config)
         assert each.record is None
         if Path(file).name != "paper.yaml":
@@ -54,7 +59,7 @@ def test_an_experiment_is_complete_and_its_chain_is_planned(file):
 @pytest.mark.parametrize("file", FILES)
 def test_an_experiment_is_built(file):
     stage = chain.plan(experiment.read(*layers(file)))
-    for each in stage.walk() if Path(file).name == "paper.yaml" else [stage]:
+    for each in once(stage) if Path(file).name == "paper.yaml" else [stage]:
         if Path(file).name == "paper.yaml":
             each.config["trainer"] = {}  # its devices are not here
         with fit.friendly(each):
@@ -68,7 +73,7 @@ def test_an_experiment_is_built(file):
 @pytest.mark.parametrize("file", MAIN)
 def test_a_main_file_needs_no_other_to_be_read(file):
     content = yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))
-    assert {"model", "data", "trainer"} <= content.keys()
+    assert {"model", "data", "trainer"} <= content.keys() or content.keys() == {"study"}
     assert "base" not in content
 
 

@@ -55,7 +55,7 @@ def test_the_index_counts_and_links(home):
     assert f"| &emsp;[real](small/real/README.md) | {row.format('local')}" in text
     assert "| [other](other/README.md) | ensemble, supervised | not run yet | embedded | - |" in text
     assert "10 claims were judged: 4 holds, 2 not shown, 2 contradicted, 2 void" in text
-    assert "these figures rest on embedded (generated) data" in text
+    assert "these figures rest on embedded data" in text
 
 
 def test_a_page_has_its_one_form(home):
@@ -75,7 +75,7 @@ def test_a_page_has_its_one_form(home):
     ]
     for part in (
         "[All papers](../README.md) · part [real](real/README.md)",
-        "**These figures rest on embedded (generated) data.**",
+        "**These figures rest on embedded data.**",
         "| student | 80.00 ± 1.58 |",
         "| Theirs | 98.00 (unverified) |",
         "| Alone | 90 to 91 |",
@@ -179,7 +179,7 @@ def test_the_html_page_says_the_numbers_without_a_script(home):
     leaderboard.render(home)
     page = (home / "index.html").read_text()
     assert "A Small Paper &lt;of&gt; Nobody" in page
-    assert page.count("<strong>These figures rest on embedded (generated) data.</strong>") == 1
+    assert page.count("<strong>These figures rest on embedded data.</strong>") == 1
     assert "http" not in re.sub(r'"(source_of_claim)".*', "", page), "the page asks for nothing"
     assert re.search(r'data-key="macro_f1@student" data-scale="100">80\.00 <i>± 1\.58</i></a>', page)
     assert page.count('class="interval"') == 2 * (2 * 6 + 1), "a claim of two comparisons has two; in table and section"

@@ -10,7 +10,7 @@ import yaml
 
 from kdbench import cli
 from kdbench.errors import UserError
-from kdbench.studies.study import Picture
+from kdbench.metrics.pictures import HeatMap, Picture
 from kdbench.suite import plots
 
 ROOT = Path(__file__).parent.parent.parent
@@ -81,3 +81,33 @@ def test_names_of_lines_do_not_meet():
     places = sorted(float(each.get("y")) for each in drawn.iter() if each.get("class", "").startswith("name"))
     assert len(places) == 8
     assert all(right - left >= plots.LINE - 0.11 for left, right in itertools.pairwise(places))
+
+
+def test_a_heat_map_has_a_cell_for_each_value_as_dark_as_it_is_high():
+    shown = HeatMap("likeness", "theirs", "ours & more", ["a", "b"], ["c<", "d"], [[0.0, 0.25], [1.0, 2.0]])
+    drawn = list(ElementTree.fromstring(plots.picture(shown)).iter())
+    cells = [each for each in drawn if each.get("class") == "cell"]
+    assert [float(each.get("fill-opacity")) for each in cells] == pytest.approx([0.0, 0.225, 0.9, 0.9])
+    columns, rows = ([float(each.get(key)) for each in cells] for key in ("x", "y"))
+    assert columns[0] == columns[2] < columns[1] == columns[3]
+    assert rows[0] == rows[1] > rows[2] == rows[3], "the first row is the lowest"
+    texts = [each.text for each in drawn if each.tag.endswith("text")]
+    assert texts == ["c<", "0.00", "0.25", "d", "1.00", "2.00", "a", "b", "theirs", "ours & more"]
+
+
+def test_a_test_leaves_pictures_too(tmp_path):
+    network = {"class_path": "FromConfig", "init_args": {"architecture": "ConvNet", "config": {"widths": [4, 8]}}}
+    taps = ["stages.1", "stages.2"]
+    model = {"student": network, "others": {"cnn": network}, "layers": {"student": taps, "cnn": taps}}
+    experiment = {
+        "fit": False,
+        "model": {"class_path": "LayerSimilarity", "init_args": model},
+        "data": {"class_path": "ImageClassification", "init_args": {"dataset": "vision/digits"}},
+    }
+    file = tmp_path / "similarity.yaml"
+    file.write_text(yaml.safe_dump(experiment))
+    cli.run(["fit", "--quiet", "--config", str(file)])
+    (record,) = (tmp_path / "runs").rglob("record.json")
+    told = json.loads(record.read_text())
+    assert told["pictures"]["cka_cnn"]["cells"][1][0] == pytest.approx(told["metrics"]["test/cka_2_1@cnn"], abs=1e-4)
+    assert ElementTree.parse(record.parent / "cka_cnn.svg").getroot().tag.endswith("svg")
