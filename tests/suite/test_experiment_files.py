@@ -1,5 +1,6 @@
 """Every file under experiments/: it is read, is complete, and its chain is planned without a network."""
 
+import os
 import re
 import socket
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kdbench.data import registry
+from kdbench.errors import UserError
 from kdbench.suite import chain, check, experiment, fit, study
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,6 +35,16 @@ def layers(file):
     return (f"{path.parent}.yaml", file) if path.name == "paper.yaml" else (file,)
 
 
+def planned(asked):
+    """Return the chain of an experiment; without the folder of real data, one that needs it cannot be planned."""
+    try:
+        return chain.plan(asked)
+    except UserError as error:
+        if registry.FOLDER not in os.environ and f"needs {registry.FOLDER}" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
 def once(stage):
     """Return the stages of a chain, of a fleet the first."""
     return list({each.name: each for each in reversed(list(stage.walk()))}.values())
@@ -45,7 +58,7 @@ def test_there_are_experiments():
 def test_an_experiment_is_complete_and_its_chain_is_planned(file):
     asked = experiment.read(*layers(file))
     check.check(asked.config)
-    stage = chain.plan(asked)
+    stage = planned(asked)
     folders = [each.folder for each in stage.walk()]
     assert len(set(folders)) == len(folders)
     assert stage.name == str(Path(layers(file)[0]).relative_to("experiments").with_suffix(""))
@@ -58,7 +71,7 @@ def test_an_experiment_is_complete_and_its_chain_is_planned(file):
 
 @pytest.mark.parametrize("file", FILES)
 def test_an_experiment_is_built(file):
-    stage = chain.plan(experiment.read(*layers(file)))
+    stage = planned(experiment.read(*layers(file)))
     for each in once(stage) if Path(file).name == "paper.yaml" else [stage]:
         if Path(file).name == "paper.yaml":
             each.config["trainer"] = {}  # its devices are not here
