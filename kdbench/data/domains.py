@@ -83,7 +83,8 @@ class DomainMixture(CausalLanguageModeling):
         of: dict[str, list[Row]] = {}
         for row in rows:
             of.setdefault(field(row, self.domain), []).append(row)
-        return [item | {"domain": name} for name in sorted(of) for item in super(DomainMixture, self).encode(of[name])]
+        encode = super().encode
+        return [item | {"domain": name} for name in sorted(of) for item in encode(of[name])]
 
     def setup(self, stage: str) -> None:
         """Encode the rows; keep those of the target for validation and test."""

@@ -18,7 +18,7 @@ from kdbench.methods.generative import GenerativeDistillation, Reduction, widene
 from kdbench.methods.objective import Batch, Term
 from kdbench.methods.optimizers import Schedule
 from kdbench.methods.writing import STREAMS
-from kdbench.models.generation import Sampling
+from kdbench.models.generation import Sampling, evaluating
 from kdbench.models.origins import Origin
 
 
@@ -151,11 +151,10 @@ class AdaptiveDistillation(GenerativeDistillation):
 
     @torch.no_grad()
     def _held_out(self) -> Tensor:
-        self.student.eval()
-        for batch in self.trainer.datamodule.val_dataloader():
-            moved = self.transfer_batch_to_device(batch, self.device, 0)
-            self._score("student", self.answer("student", moved), moved)
-        self.student.train()
+        with evaluating(self.student):
+            for batch in self.trainer.datamodule.val_dataloader():
+                moved = self.transfer_batch_to_device(batch, self.device, 0)
+                self._score("student", self.answer("student", moved), moved)
         return results(self.scores["student"])["cross_entropy"]
 
     def on_validation_end(self) -> None:

@@ -188,7 +188,7 @@ class GenerativeDistillation(Writing, Distillation):
     def on_test_epoch_end(self) -> None:
         """Also log how many texts the student has written to learn from: the cost of its own data."""
         super().on_test_epoch_end()
-        self.log("test/written@student", self.written.float())
+        self.log("test/written@student", float(self.written) * self.trainer.world_size)
 
 
 def check_text(text: Mapping[str, float]) -> dict[str, float]:

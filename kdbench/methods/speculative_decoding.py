@@ -135,8 +135,9 @@ class SpeculativeDecoding(Writing, Distillation):
     @torch.no_grad()
     def _places(self, prompt: Tensor, tokens: Tensor, uniforms: Tensor) -> Tensor:
         text = torch.cat([prompt, tokens])[None]
+        view = {"input_ids": text, "attention_mask": torch.ones_like(text)}
         target, draft = (
-            self.judged_by.probabilities(self.network(name)(input_ids=text).logits[0, len(prompt) - 1 : -1])
+            self.judged_by.probabilities(self.network(name)(**view).logits[0, len(prompt) - 1 : -1])
             for name in ("teacher", "student")
         )
         return law_places(target, draft, tokens, uniforms[: len(tokens)])
@@ -147,7 +148,7 @@ class SpeculativeDecoding(Writing, Distillation):
         super().on_test_epoch_end()
         per_token = {name: clock.seconds / clock.tokens for name, clock in self.times.items()}
         cost = per_token["student"] / per_token["teacher"]
-        values = self.decoding.compute() | {
+        values = {name: float(value) for name, value in self.decoding.compute().items()} | {
             "expected_block_efficiency": block_efficiency(alpha, self.block),
             "cost": cost,
             "speed_up": per_token["teacher"] / per_token["both"],

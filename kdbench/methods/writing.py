@@ -108,10 +108,16 @@ class Writing(Evaluation, abc.ABC):
         """Score every network on the texts of the data; compare the student with its teacher on fresh texts of both."""
         super().test_step(batch, batch_idx)
         for writer in ("teacher", "student"):
-            uniforms = self.uniforms(f"test_{writer}", batch["id"], 0, seed=0)
-            self.compare(
-                writer, continued(batch["prompt"], self.write(writer, batch["prompt"], uniforms, self.judged_by))
-            )
+            self.compare(writer, continued(batch["prompt"], self.fresh(writer, batch)))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the tokens that the student writes to each prompt, and the ids of the rows."""
+        return {"id": batch["id"], "predictions": self.fresh("student", batch)["input_ids"]}
+
+    def fresh(self, writer: str, batch: Batch) -> dict[str, Tensor]:
+        """Return the responses that a network writes in the test, whatever the seed of the run."""
+        uniforms = self.uniforms(f"test_{writer}", batch["id"], 0, seed=0)
+        return self.write(writer, batch["prompt"], uniforms, self.judged_by)
 
     def on_validation_epoch_end(self) -> None:
         """Also log the distances."""

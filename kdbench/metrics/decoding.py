@@ -74,15 +74,16 @@ class DecodingScore(Metric):
         self.counts += torch.tensor([tokens, calls, drafted, taken, mismatches], device=self.counts.device)
         self.places.append(places)
 
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> dict[str, Tensor]:
         """Return the four numbers."""
         told = dict(zip(self.names, self.counts.tolist(), strict=True))
-        return {
+        found = {
             "block_efficiency": told["tokens"] / told["calls"],
             "taken_share": told["taken"] / max(1, told["drafted"]),
-            "mismatches": float(told["mismatches"]),
-            "law_pvalue": float(kstest(dim_zero_cat(self.places).cpu().numpy(), "uniform").pvalue),
+            "mismatches": told["mismatches"],
+            "law_pvalue": kstest(dim_zero_cat(self.places).cpu().numpy(), "uniform").pvalue,
         }
+        return {name: torch.tensor(float(value), dtype=torch.float64) for name, value in found.items()}
 
 
 def law_places(target: Tensor, draft: Tensor, tokens: Tensor, uniforms: Tensor) -> Tensor:

@@ -135,8 +135,10 @@ class MultiExitForPreTraining(MultiExitNetwork):
         super().__init__(config)
         width = config.hidden_size
         self.exit_embeddings = nn.ParameterDict({str(exit): torch.zeros(width) for exit in config.exits})
-        self.masked_head = _head(width, config.vocab_size)
-        self.context_head = _head(width, 2)
+        self.masked_head = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, config.vocab_size)
+        )
+        self.context_head = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2))
         self.post_init()
 
     def forward(
@@ -156,10 +158,6 @@ class MultiExitForPreTraining(MultiExitNetwork):
             found[f"masked_{exit}"] = self.masked_head(told if masked is None else told[masked])
             found[f"logits_{exit}"] = self.context_head(self.pool(told, mask))
         return ModelOutput(found | {"logits": found[f"logits_{self.config.exits[-1]}"]})
-
-
-def _head(width: int, classes: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, classes))
 
 
 class AddExits(Surgery):

@@ -228,11 +228,11 @@ class FromFolder(Origin):
 
 
 class FromRun(Origin):
-    """What another experiment left: its student, or another folder of its run.
+    """What another experiment left: its student, or another folder or file of its run.
 
     Args:
         experiment: the experiment file.
-        file: the folder inside the run.
+        file: the folder, or the file, inside the run.
         run: the folder of the run; kdbench fills it in when it resolves the chain.
         set: changes of that experiment, by dotted keys; the chain applies them.
         then: surgeries on it, in order.

@@ -196,7 +196,8 @@ class _Run:
         device = next(self.network.parameters()).device
         new = torch.tensor([text[self.read :]], device=device)
         self.read = len(text)
-        return self.network(input_ids=new, **self.cache).logits[0]
+        whole = torch.ones(1, self.read, dtype=torch.long, device=device)
+        return self.network(input_ids=new, attention_mask=whole, **self.cache).logits[0]
 
     def keep(self, tokens: int) -> None:
         """Forget what was read after so many tokens."""

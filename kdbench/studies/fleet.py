@@ -25,8 +25,8 @@ class FromRuns:
 
     Args:
         experiment: the experiment file.
-        over: one dotted key of it or several, each with its list of values, or with a class of :class:`Draws` that draws them
-            with the seed of the experiment that asks; of several keys every combination is a run.
+        over: keys of it, ``{data: {weights: [..]}}`` or dotted, each with its list of values, or with a class of :class:`Draws`
+            that draws them with the seed of the experiment that asks; of several keys every combination is a run.
         set: changes of that experiment, by dotted keys; the chain applies them.
         settings: the values of the keys in each run; kdbench fills them in when it resolves the chain.
         runs: the folder of each run; filled in likewise.
@@ -72,8 +72,12 @@ class FromRuns:
         return [json.loads((run / RECORD).read_text(encoding="utf-8")) for run in self.runs]
 
     def metric(self, name: str) -> list[float]:
-        """Return a metric of each run; raise :class:`UserError` where one has none of that name, or one that is not finite."""
-        found = [record["metrics"] for record in self.records()]
+        """Return a metric of each run, the last value where it has a curve.
+
+        Raises:
+            UserError: a run has none of that name, or one that is not finite.
+        """
+        found = [_measured(record) for record in self.records()]
         for run, metrics in zip(self.runs, found, strict=True):
             if name not in metrics:
                 raise UserError(f"The run '{run}' has no metric '{name}'.{nearest(name, metrics)}")
@@ -84,3 +88,8 @@ class FromRuns:
     def total(self, cost: str) -> float:
         """Return the ``steps`` or ``seconds`` of all runs together."""
         return float(sum(record[cost] for record in self.records()))
+
+
+def _measured(record: dict[str, Any]) -> dict[str, float | None]:
+    """Return the metrics of a record; a run that was resumed behind its last step has those of validation as curves alone."""
+    return record["metrics"] | {name: curve["values"][-1] for name, curve in record["curves"].items()}

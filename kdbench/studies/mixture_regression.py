@@ -147,7 +147,7 @@ class MixtureRegression(Study):
                 numbers[f"spearman_{name}_{count}"], _ = agreement(predict, _tried(tests[own], main))
         title = "Rank correlation of share and minus loss"
         cells = np.transpose(shares).tolist()
-        pictures = {"shares": HeatMap(title, "loss on", "share of", self.targets, domains, cells, low=-1.0)}
+        pictures = {"shares": HeatMap(title, "loss on", "share of", self.targets, domains, cells)}
         if self.counts:
             lines = {
                 name: [numbers[f"spearman_{name}_{count}"] for count in (*self.counts, f"{main}_{own}")]

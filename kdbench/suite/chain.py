@@ -142,8 +142,9 @@ def plan(
             found["experiment"], found["run"] = parent.name, str(parent.folder)
             continue
         found["settings"] = _settings(f"{asked.name}: '{place}'", found.pop("over", None), config["seed_everything"])
-        each = [dataclasses.replace(stage, config=_changed(stage.config, setting)) for setting in found["settings"]]
-        fleet = [plan(member, fresh and parents, parents, (*_above, mark), source) for member in each]
+        configs = [experiment.expand(_apply(stage.config, setting)) for setting in found["settings"]]
+        members = [dataclasses.replace(stage, config=each) for each in configs]
+        fleet = [plan(member, fresh and parents, parents, (*_above, mark), source) for member in members]
         made_from |= {f"{place}.{number}": member for number, member in enumerate(fleet)}
         found["experiment"], found["runs"] = fleet[0].name, [str(member.folder) for member in fleet]
     identity = runs.digest(_identity(asked.name, config, made_from))
@@ -167,7 +168,7 @@ def _settings(where: str, over: Any, seed: int) -> list[Config]:
 
 
 def _dotted(table: Config, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and what they hold, though an override has written one as a table in a table."""
+    """Yield the dotted keys of a table of tables, and what they hold."""
     for key, value in table.items():
         if isinstance(value, dict) and "class_path" not in value:
             yield from _dotted(value, f"{above}{key}.")
@@ -186,10 +187,6 @@ def _values(where: str, told: Any, seed: int) -> list[Any]:
     if not isinstance(told, list) or not told:
         raise UserError(f"{where} holds the values of a setting: a list of one or more, or a class that draws them.")
     return told
-
-
-def _changed(config: Config, changes: Config) -> Config:
-    return experiment.expand(_apply(config, changes))
 
 
 def _stage_experiment(root: Path, file: str, change: Config, stages: Config, source: str | None) -> Experiment:

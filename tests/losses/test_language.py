@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import distributed, multiprocessing
 from torch.nn import functional
 
-from kdbench.losses.language import CrossEntropy, masked_token_cross_entropy
+from kdbench.losses.language import CrossEntropy, TokenCrossEntropy, masked_token_cross_entropy
 
 
 def g(shape, a, phase, scale=1.0):
@@ -27,6 +27,16 @@ def test_oracles():
     labels = torch.full((2, 4), -100)
     labels[0, 1], labels[1, 2] = 2, 4
     assert float(masked_token_cross_entropy(TOKENS, labels)) == pytest.approx(1.23397691, abs=1e-8)
+
+
+def test_tokens_that_are_all_labelled_may_have_weights():
+    assert float(TokenCrossEntropy()(ROWS, LABELS)) == pytest.approx(1.537323080, abs=1e-9)
+    each = [float(masked_token_cross_entropy(ROWS[row : row + 1], LABELS[row : row + 1])) for row in range(4)]
+    weights = torch.tensor([0.5, 0.5, 1.0, 0.0]).double()
+    expected = 0.25 * each[0] + 0.25 * each[1] + 0.5 * each[2]
+    assert float(TokenCrossEntropy()(ROWS, LABELS, weights)) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="the label 3 is outside the 3 classes"):
+        TokenCrossEntropy()(ROWS, LABELS + 1)
 
 
 @given(token_labels.filter(lambda labels: max(labels) >= 0), st.floats(0, 0.9))

@@ -179,6 +179,18 @@ def test_fresh_texts_of_a_teacher_are_the_same_for_every_student_and_seed(tmp_pa
     assert told[0]["own_entropy"] != told[1]["own_entropy"], "each student writes its own"
 
 
+def test_predictions_are_the_texts_of_the_student(tmp_path):
+    module = fitted(generative(), 1, tmp_path)
+    batches = trainer(1, tmp_path).predict(module, datamodule=module.data)
+    assert sum(len(batch["id"]) for batch in batches) == 512
+    assert batches[0]["predictions"].shape == (32, 10)
+    assert batches[0]["predictions"].equal(
+        module.fresh("student", module.data.collate("test", [(item, 0) for item in module.data.items["test"][:32]]))[
+            "input_ids"
+        ]
+    )
+
+
 def test_validation_compares_on_the_texts_of_the_data(tmp_path):
     module = generative()
     run = trainer(5, tmp_path, limit_val_batches=1.0)

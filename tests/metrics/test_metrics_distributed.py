@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from kdbench.metrics.decoding import TokenDistances
 from kdbench.metrics.densities import FrechetDistance, ModeCoverage, SampleDiversity, SlicedWasserstein
 from kdbench.metrics.loyalty import LabelLoyalty, ProbabilityLoyalty, RegressionLoyalty
 from kdbench.metrics.scores import ClassificationScore, MaskedTokenScore, RegressionScore
@@ -30,6 +31,7 @@ def metrics():
         "modes": ModeCoverage(torch.eye(5).tolist(), std=0.4),
         "diversity": SampleDiversity(),
         "alignment": MinibatchCKA(1, 1),
+        "token distances": TokenDistances(),
     }
 
 
@@ -44,7 +46,7 @@ def batches(process, sizes):
 def update(all_metrics, batch):
     student, teacher, gold, sentence = batch
     for name, metric in all_metrics.items():
-        if name in ("label", "probability"):
+        if name in ("label", "probability", "token distances"):
             metric.update(student, teacher)
         elif name.startswith("regression"):
             metric.update(student[:, 0], teacher[:, 0] + student[:, 0])
@@ -91,6 +93,6 @@ def test_two_processes_equal_one(tmp_path):
             for batch in batches(rank, sizes[rank]):
                 update(alone, batch)
         expected = results(alone)
-        assert len(expected) == 1 + 1 + 3 + 2 + 3 + 3 + 4 + 1 + 1 + 2 + 2 + 1
+        assert len(expected) == 1 + 1 + 3 + 2 + 3 + 3 + 4 + 1 + 1 + 2 + 2 + 1 + 6
         assert first[name] == pytest.approx(expected, rel=1e-12)
         assert second[name] == pytest.approx(expected, rel=1e-12)

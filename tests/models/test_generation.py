@@ -64,6 +64,28 @@ def test_log_probabilities_are_those_of_a_forward_over_the_whole_text():
     assert found.mask.all()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_mixture_is_drawn_from_token_by_token(share):
+    network, other = gpt2(), llama()
+    uniforms = torch.rand(3, 8, generator=torch.Generator().manual_seed(2))
+    found = generate(network, PROMPTS, MASK, uniforms, mixed=(other, share))
+    text = torch.cat([PROMPTS, found.tokens], 1)
+    mask = torch.cat([MASK, torch.ones_like(found.tokens)], 1)
+    view = {"input_ids": text, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    with torch.no_grad():
+        laws = [each.eval()(**view).logits[:, 3:-1].softmax(-1) for each in (network, other)]
+    law = (1 - share) * laws[0] + share * laws[1]
+    assert draw(law, uniforms).equal(found.tokens)
+    logs = law.log().gather(-1, found.tokens[..., None]).squeeze(-1)
+    torch.testing.assert_close(found.log_probabilities, logs.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_only_tokens_of_the_vocabulary_are_drawn():
+    uniforms = torch.rand(3, 30, generator=torch.Generator().manual_seed(3))
+    assert generate(gpt2(), PROMPTS, MASK, uniforms).tokens.max() >= 9
+    assert generate(gpt2(), PROMPTS, MASK, uniforms, vocabulary=9).tokens.max() < 9
+
+
 def test_the_network_is_left_as_it_was():
     network = gpt2().train()
     generate(network, PROMPTS, MASK, torch.zeros(3, 2))

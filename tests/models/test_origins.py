@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from kdbench.data.causal_tokenizers import TrainWords
 from kdbench.errors import UserError
 from kdbench.models.origins import Facts, FromConfig, FromFolder, FromHub, FromRun, quiet
 from kdbench.models.surgery import AddHead, CopyLayers
@@ -51,6 +52,12 @@ class TestFromConfig:
         assert (network.config.vocab_size, network.config.pad_token_id) == (30, 28)
         assert network.config.hidden_size == 32
         assert network.training
+
+    def test_the_end_of_a_text_comes_from_the_tokenizer_too(self):
+        words = TrainWords().train(["a b c"])
+        sizes = {"n_layer": 1, "n_embd": 8, "n_head": 2, "n_positions": 8}
+        config = FromConfig("GPT2LMHeadModel", sizes).build(Facts(tokenizer=words)).config
+        assert (config.vocab_size, config.bos_token_id, config.eos_token_id) == (6, 2, 2)
 
     def test_a_given_vocabulary_stays(self):
         origin = FromConfig("BertForMaskedLM", SIZES | {"vocab_size": 64, "pad_token_id": 3})
