@@ -3,7 +3,6 @@
 import io
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 import torch
@@ -14,18 +13,17 @@ from torch.nn import functional
 from kdbench.files import whole_file
 from kdbench.methods.drawing import Drawing
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 IMAGES = 100
 """The most images of a sheet."""
+GRID = 240
+"""The cells of each axis on which points are counted, and about the pixels of a row of images."""
 
 
 class SampleSheet(pl.Callback):
     """Draws one batch of the test split with the student of a :class:`~kdbench.methods.drawing.Drawing` family; others have none.
 
-    Points are shown as a scatter, images in rows of ten, by class where there are any. Where W&B logs the run, it has the
-    picture too.
+    Points are shown as their density, images in rows of ten, by class where there are any. Where W&B logs the run, it has
+    the picture too.
 
     Args:
         file: where the picture lies then, a PNG.
@@ -54,24 +52,38 @@ class SampleSheet(pl.Callback):
 
 
 def picture(made: Tensor, real: Tensor, label: Tensor | None = None) -> bytes:
-    """Return a PNG of samples ``[N, D]`` or ``[N, C, H, W]``, in [-1, 1] where they are images, beside as many real ones."""
-    from matplotlib.figure import Figure
+    """Return a PNG: samples on the left, as many real ones on the right.
 
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, rows, title in zip(panels, (made, real), ("student", "data"), strict=True):
-        axes.set_title(title)
-        if rows.dim() == 2:
-            axes.scatter(rows[:, 0], rows[:, 1], s=2, alpha=0.5, linewidths=0)
-            axes.set_aspect("equal")
-        else:
-            _show_images(axes, rows, label)
+    Args:
+        made: points ``[N, 2]``, counted on a grid, or images ``[N, C, H, W]`` in [-1, 1], in rows of ten.
+        real: what they are compared with, of the same shape.
+        label: the class of each image ``[N]``, by which they are sorted.
+    """
+    from PIL import Image
+
+    if made.dim() == 2:
+        both = torch.cat([made, real])
+        panels = [_density(points, both.amin(0), both.amax(0)) for points in (made, real)]
+    else:
+        panels = [_tiles(images, label) for images in (made, real)]
+    left, right = (functional.pad(panel, (8, 8, 8, 8), value=1.0) for panel in panels)
+    pixels = (torch.cat([left, right], -1).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     found = io.BytesIO()
-    figure.savefig(found, format="png", dpi=100)
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(found, format="png")
     return found.getvalue()
 
 
-def _show_images(axes: "Axes", images: Tensor, label: Tensor | None) -> None:
+def _density(points: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return how dense points lie, ``[1, GRID, GRID]``: 1 where none is, darker where there are more; the second axis points up."""
+    places = ((points - low) / (high - low).clamp_min(1e-12) * GRID).long().clamp(0, GRID - 1)
+    counts = torch.zeros(GRID, GRID).index_put_(
+        (GRID - 1 - places[:, 1], places[:, 0]), torch.ones(()), accumulate=True
+    )
+    return 1 / (1 + counts)[None]
+
+
+def _tiles(images: Tensor, label: Tensor | None) -> Tensor:
+    """Return some of the images as one, ``[C, 10 rows, 10 columns]``, in [0, 1]."""
     if label is not None:
         images = images[label.argsort(stable=True)]
     chosen = images[torch.linspace(0, len(images) - 1, min(IMAGES, len(images))).long()]
@@ -80,7 +92,10 @@ def _show_images(axes: "Axes", images: Tensor, label: Tensor | None) -> None:
     channels, height, width = chosen.shape[1:]
     sheet = chosen.new_full((10 * rows, channels, height, width), 1.0)
     sheet[: len(chosen)] = chosen
-    tiles = sheet.unflatten(0, (rows, 10)).permute(0, 3, 1, 4, 2).flatten(0, 1)  # rows x height, 10 x width, channels
-    shown = (tiles.reshape(rows * height, 10 * width, channels) + 1) / 2
-    axes.imshow(shown.clamp(0, 1).squeeze(-1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_axis_off()
+    tiles = sheet.unflatten(0, (rows, 10)).permute(2, 0, 3, 1, 4)  # channels, rows, height, 10, width
+    scale = max(1, GRID // (10 * width))
+    return (
+        ((tiles.reshape(channels, rows * height, 10 * width) + 1) / 2)
+        .repeat_interleave(scale, 1)
+        .repeat_interleave(scale, 2)
+    )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from kdbench.data.published import damaged
-from kdbench.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,10 +64,8 @@ class ImageCell:
 
 def opened(data: bytes, where: str) -> "Image":
     """Return an image in RGB; raise :class:`UserError` that says where it lies when it cannot be read."""
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise UserError("Reading image files needs Pillow: pip install 'kdbench[vision]'.") from error
+    from PIL import Image, UnidentifiedImageError
+
     try:
         return Image.open(io.BytesIO(data)).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
