@@ -11,8 +11,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import coo_array
+from highspy import Highs, HighsModelStatus, kHighsInf
 
 Pair = tuple[str, str]
 Words = Mapping[tuple[str, ...], int]
@@ -103,8 +102,8 @@ def mixture_shares(
     ``min sum_t v_t + sum_p u_p`` over ``a, v, u >= 0`` with ``sum_i a_i = 1`` and, for every step t and every pair p other
     than the merge m_t, ``sum_i a_i c_i^t(m_t) / N_i + v_t + u_p >= sum_i a_i c_i^t(p) / N_i``: c the counts before the
     merge, N_i the pairs of the category. v forgives a step, u a pair at all steps, such as one that the tokenizer never
-    makes. The rows are found as they are needed: each round solves the program of those found so far and adds those that
-    its solution breaks most. Where none is broken, the solution is one of the whole program; there may be several.
+    makes. The rows are found as they are needed: each round goes on from the last solution with those that it breaks most.
+    Where none is broken, the solution is one of the whole program; there may be several.
 
     Args:
         histories: of each category, all with these merges.
@@ -118,13 +117,12 @@ def mixture_shares(
     program = _Program(histories, merges)
     if rows_per_round is None:
         return program.solve(*program.all_rows())
-    steps, places = np.empty((2, 0), dtype=np.int64)
+    rows = np.empty((2, 0), dtype=np.int64)
     while True:
-        found = program.solve(steps, places)
-        more = program.broken(rows_per_round, tolerance)
-        if not len(more[0]):
+        found = program.solve(*rows)
+        rows = program.broken(rows_per_round, tolerance)
+        if not len(rows[0]):
             return found
-        steps, places = np.concatenate([steps, more[0]]), np.concatenate([places, more[1]])
 
 
 def byte_shares(pairs: np.ndarray, bytes_per_pair: Sequence[float]) -> np.ndarray:
@@ -134,7 +132,7 @@ def byte_shares(pairs: np.ndarray, bytes_per_pair: Sequence[float]) -> np.ndarra
 
 
 class _Program:
-    """The linear program of a mixture: its coefficients, and the solution of the rows that were asked for last.
+    """The linear program of a mixture: its coefficients, the rows that were asked for, and their solution.
 
     A row is a step and a *place*: an entry (pair, first step, end) of the table in which no category's count changes.
     """
@@ -168,7 +166,14 @@ class _Program:
             raise ValueError(
                 "none of the merges occurs in a category: are the texts cut into words as the tokenizer does?"
             )
-        self.pairs = len(number)
+        self.solver = Highs()
+        self.solver.silent()
+        self._add_variables(len(histories), cost=0.0)
+        one, places = np.ones(1), np.arange(len(histories), dtype=np.int32)
+        self.solver.addRows(1, one, one, len(places), np.zeros(1, dtype=np.int32), places, np.ones(len(places)))
+        self.step_variable = np.full(self.merges, -1)
+        self.pair_variable = np.full(len(number), -1)
+        self.rows = 0
 
     def all_rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Return steps and places of all rows whose pair occurs at that step."""
@@ -191,44 +196,45 @@ class _Program:
         return step[worst], worst
 
     def solve(self, steps: np.ndarray, places: np.ndarray) -> Shares:
-        """Return the solution of the program of these rows, and keep it."""
-        categories = len(self.shares_of)
-        which_steps, step = np.unique(steps, return_inverse=True)
-        which_pairs, pair = np.unique(self.pair[places], return_inverse=True)
-        slacks = len(which_steps) + len(which_pairs)
-        difference = (self.shares_of[:, places] - self.shares_of[:, self.chosen[steps]]).T
-        rows = np.arange(len(steps))
-        matrix = coo_array(
-            (
-                np.concatenate([difference.ravel(), np.full(2 * len(rows), -1.0)]),
-                (
-                    np.concatenate([np.repeat(rows, categories), rows, rows]),
-                    np.concatenate(
-                        [
-                            np.tile(np.arange(categories), len(rows)),
-                            categories + step,
-                            categories + len(which_steps) + pair,
-                        ]
-                    ),
-                ),
-            ),
-            shape=(len(rows), categories + slacks),
+        """Return the solution of the program with these rows too, and keep it."""
+        for variables, asked in ((self.step_variable, steps), (self.pair_variable, self.pair[places])):
+            new = np.unique(asked[variables[asked] < 0])
+            variables[new] = self._add_variables(len(new), cost=1.0)
+        self._add_rows(steps, places)
+        self.solver.run()
+        if (status := self.solver.getModelStatus()) != HighsModelStatus.kOptimal:  # it has a solution, always
+            raise ArithmeticError(f"the solver of the linear program stopped: {status.name}")
+        values = np.array(self.solver.getSolution().col_value)
+        self.shares = values[: len(self.shares_of)] / values[: len(self.shares_of)].sum()
+        self.step_slack, self.pair_slack = (
+            np.where(variables < 0, 0.0, values[variables]) / MILLION
+            for variables in (self.step_variable, self.pair_variable)
         )
-        # Shares of single pairs are small beside the solver's tolerance of 1e-7: all slacks are counted in millionths.
-        matrix.data = np.where(matrix.col < categories, matrix.data * MILLION, matrix.data)
-        found = linprog(
-            np.concatenate([np.zeros(categories), np.ones(slacks)]),
-            A_ub=matrix.tocsr(),
-            b_ub=np.zeros(len(rows)),
-            A_eq=np.concatenate([np.ones(categories), np.zeros(slacks)])[None],
-            b_eq=[1.0],
-            method="highs",
-        )
-        self.shares = found.x[:categories] / found.x[:categories].sum()
-        self.step_slack, self.pair_slack = np.zeros(self.merges), np.zeros(self.pairs)
-        self.step_slack[which_steps] = found.x[categories : categories + len(which_steps)] / MILLION
-        self.pair_slack[which_pairs] = found.x[categories + len(which_steps) :] / MILLION
-        return Shares(self.shares, float(found.fun) / MILLION, len(rows), self.missing)
+        slack = self.solver.getInfo().objective_function_value / MILLION
+        return Shares(self.shares, slack, self.rows, self.missing)
+
+    def _add_variables(self, count: int, cost: float) -> np.ndarray:
+        """Return the numbers of new variables, each at least 0."""
+        first, none = self.solver.getNumCol(), np.empty(0, dtype=np.int32)
+        bounds = np.zeros(count), np.full(count, kHighsInf)
+        self.solver.addCols(count, np.full(count, cost), *bounds, 0, np.zeros(count, dtype=np.int32), none, np.empty(0))
+        return first + np.arange(count)
+
+    def _add_rows(self, steps: np.ndarray, places: np.ndarray) -> None:
+        """Add ``sum_i a_i (share_i(p) - share_i(m_t)) - v_t - u_p <= 0``.
+
+        Shares of single pairs are small beside the solver's tolerance of 1e-7: all slacks are counted in millionths.
+        """
+        count, categories = len(steps), len(self.shares_of)
+        difference = (self.shares_of[:, places] - self.shares_of[:, self.chosen[steps]]).T * MILLION
+        values = np.concatenate([difference, np.full((count, 2), -1.0)], 1)
+        shares = np.tile(np.arange(categories), (count, 1))
+        slacks = np.stack([self.step_variable[steps], self.pair_variable[self.pair[places]]], 1)
+        variables = np.concatenate([shares, slacks], 1).astype(np.int32)
+        starts = np.arange(0, values.size, values.shape[1], dtype=np.int32)
+        bounds = np.full(count, -kHighsInf), np.zeros(count)
+        self.solver.addRows(count, *bounds, values.size, starts, variables.ravel(), values.ravel())
+        self.rows += count
 
 
 def _merged(word: list[str], merge: Pair) -> list[str]:

@@ -27,6 +27,8 @@ FIELDS = {
     "en/tinyshakespeare": {"text"},
     "en/gsm8k": {"question", "answer"},
     "en/dolly": {"prompt", "response"},
+    "hi/stsb": {"first", "second", "score"},
+    "mt/text": {"text"},
     "synthetic/markov_language": {"text"},
     "code/stdlib_functions": {"query", "code", "package"},
     "code/synthconl": {"query", "code", "query_kind", "code_kind", "package"},
