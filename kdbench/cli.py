@@ -76,6 +76,10 @@ def main(argv: list[str] | None = None) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     try:
         run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of `kdbench list | head`: who read has seen enough, and nothing more is written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except UserError as error:
         from kdbench.suite import runs
 

@@ -42,7 +42,7 @@ ROWS = {
     "parameters": "parameters",
     "megabytes": "size, MB",
     "seconds": "forward pass of the encoder, ms",
-    "speed_ratio": "the student is faster by",
+    "speed_ratio": "speed of the student over it",
 }
 
 NO_TEACHER = "there is no teacher"

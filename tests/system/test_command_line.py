@@ -31,6 +31,20 @@ def test_answers_without_torch(arguments):
     assert len(told.stdout.splitlines()) > 1
 
 
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_a_reader_that_has_seen_enough_is_no_mistake(argument):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdbench.cli", argument],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 141
+
+
 def test_print_config_shows_the_merged_file_and_the_defaults():
     told = kdbench("fit", "--config", EXPERIMENT, "--model.objective.soft.weight", "0.5", "--print_config")
     assert told.returncode == 0
