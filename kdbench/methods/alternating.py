@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdbench.errors import UserError
 from kdbench.methods.base import Distillation, Optimizer
 from kdbench.methods.objective import Batch, Objective
-from kdbench.methods.optimizers import Schedule, parameter_groups
+from kdbench.methods.optimizers import Schedule, fused, parameter_groups
 from kdbench.models.origins import Origin
 
 
@@ -122,7 +122,7 @@ class Alternating(Distillation, abc.ABC):
         optimizers, schedules = [], []
         for update in self.updates.values():
             trained = nn.ModuleList(self.get_submodule(name) for name in update.trains)
-            optimizer = update.optimizer(parameter_groups(trained, update.weight_decay))
+            optimizer = fused(update.optimizer(parameter_groups(trained, update.weight_decay)))
             own = -(-steps // update.every)
             schedules.append(torch.optim.lr_scheduler.LambdaLR(optimizer, update.schedule.factor(own)))
             optimizers.append(optimizer)

@@ -14,7 +14,7 @@ from kdbench.data.target_file import TargetFile
 from kdbench.errors import UserError, nearest
 from kdbench.methods.evaluation import Evaluation
 from kdbench.methods.objective import Batch, Match, Objective, Term, Values
-from kdbench.methods.optimizers import Constant, LinearDecay, Schedule, parameter_groups, train_only
+from kdbench.methods.optimizers import Constant, LinearDecay, Schedule, fused, parameter_groups, train_only
 from kdbench.methods.reader import FileReader, Reader, StoredReader
 from kdbench.methods.tasks import TASKS
 from kdbench.models.network_check import check_network
@@ -247,7 +247,7 @@ class Distillation(Evaluation):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimiser over the student and the networks inside the losses, and the schedule by steps."""
-        optimizer = self.optimizer(parameter_groups(self, self.weight_decay))
+        optimizer = fused(self.optimizer(parameter_groups(self, self.weight_decay)))
         if isinstance(self.schedule, Constant):
             return {"optimizer": optimizer}
         factor = self.schedule.factor(int(self.trainer.estimated_stepping_batches))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 
 from kdbench.errors import UserError, nearest
@@ -69,6 +70,22 @@ class StepDecay(Schedule):
         """Return ``factor ** (number of points that are passed)``."""
         points = [round(share * steps) for share in self.at]
         return lambda step: self.by ** sum(step >= point for point in points)
+
+
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+"""The optimisers that have one kernel for all weights of a group."""
+
+
+def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the optimiser, told to take its step in one kernel where torch has one and the experiment asks for no other way.
+
+    The values differ by rounding. On a CPU a step of AdamW over four million weights takes a tenth of the time.
+    """
+    for group in optimizer.param_groups if isinstance(optimizer, FUSED) else []:
+        places = {weight.device.type for weight in group["params"]}
+        if group["fused"] is None and group["foreach"] is None and places <= {"cpu", "cuda", "mps"}:
+            group["fused"] = not group["differentiable"]
+    return optimizer
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

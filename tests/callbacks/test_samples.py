@@ -3,7 +3,9 @@
 import io
 
 import numpy as np
+import pytest
 import torch
+from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
 from kdbench.callbacks.samples import SampleSheet, picture
@@ -45,3 +47,14 @@ def test_a_fit_leaves_its_sheet(tmp_path):
     fit.fit(module, datamodule=data())
     assert pixels((tmp_path / "samples.png").read_bytes()).shape == (256, 512)
     assert module.training
+
+
+@pytest.mark.slow
+def test_weights_and_biases_has_the_sheet_too(tmp_path):
+    module = DenoisingTraining(FromConfig("Denoiser", SMALL), optimizer=still)
+    logger = WandbLogger(project="kdbench", save_dir=tmp_path, offline=True)
+    sheet = tmp_path / "samples.png"
+    trainer(1, tmp_path, callbacks=[SampleSheet(sheet)], logger=logger).fit(module, datamodule=data())
+    (logged,) = tmp_path.rglob("media/images/samples_*.png")
+    logger.experiment.finish()
+    assert (pixels(logged.read_bytes()) == pixels(sheet.read_bytes())).all()

@@ -1,4 +1,4 @@
-"""Language models, mixtures and quantisation from the command line: what does not go together is told before anything is trained."""
+"""Language models, mixtures and quantisation from the command line: what does not go together is told before training."""
 
 import json
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_mixtures_that_are_none(shares, said):
 
 def test_an_empty_calibration_set():
     with pytest.raises(
-        UserError, match="OutlierSuppression has no batch to look at: trainer.limit_train_batches leaves one or more"
+        UserError, match=r"OutlierSuppression has no batch to look at: trainer\.limit_train_batches leaves one or more"
     ):
         fit(
             "experiments/outlier_suppression_plus.yaml",
