@@ -111,7 +111,7 @@ class Results:
         """Return the pictures of the arms' own runs, those of the first pair of each, with arm and name."""
         found: dict[tuple[str, str], Shown] = {}
         for _, arm, task, _, _, run in self.cells:
-            for name, told in (self.records[run].get("pictures", {}) if task == OWN and run else {}).items():
+            for name, told in sorted((self.records[run].get("pictures", {}) if task == OWN and run else {}).items()):
                 found.setdefault((arm, name), picture_of(told))
         return [(arm, name, picture) for (arm, name), picture in found.items()]
 
