@@ -23,7 +23,7 @@ def steps(*stems):
 
 MINILM = ["--config", "experiments/minilm.yaml", *steps("teacher"), *FEW]
 ERNIE = [*steps("teacher_mlm", "teacher", "general", "general_enhanced", "task_adaptive"), "--trainer.max_steps", "4"]
-DISTILLER = ["--config", "experiments/distiller.yaml", *steps("teacher", "teacher_mlm"), *FEW]
+DISTILLER = ["--config", "experiments/distiller.yaml", *steps("teacher", "teacher_mlm", "student_mlm"), *FEW]
 READ = ["--config", "experiments/well_read_students.yaml", *steps("teacher", "teacher_mlm", "pretrain"), *FEW]
 SINKD = ["--config", "experiments/sinkd.yaml", *steps("teacher")]
 

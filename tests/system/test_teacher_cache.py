@@ -17,12 +17,14 @@ from kdbench.methods.ensemble import EnsembleDistillation
 from kdbench.suite import cache, chain, experiment, fit, runs
 
 ROOT = Path(__file__).parent.parent.parent
+ROWS, BATCH, LAST = 500, 64, 52  # 8 steps an epoch, one of them short
 RUN = [
-    *("--config", "experiments/distilbert_ro/markov.yaml", "--data.train_rows", "2000", "--data.batch_size", "256"),
+    *("--config", "experiments/distilbert_ro/markov.yaml"),
+    *("--data.train_rows", f"{ROWS}", "--data.batch_size", f"{BATCH}"),
     *("--data.draws", "1"),
     *("--trainer.max_steps", "20", "--stages.markov_cased.trainer.max_steps", "3"),
     *("--stages.markov_uncased.trainer.max_steps", "3"),
-]  # 8 steps an epoch
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,8 +64,8 @@ def filled(plain):
     """The store after one run; each test works on a copy of it."""
     weights, told = run("--cache.mode", "auto")
     assert difference(weights, plain) < 1e-5
-    assert told["rows_computed"] == 2 * 2000, "the first epoch, for each of two teachers"
-    assert told["rows_read"] >= 2 * (2000 + 3 * 256 + 208), "all later ones; one batch of the eight is short"
+    assert told["rows_computed"] == 2 * ROWS, "the first epoch, for each of two teachers"
+    assert told["rows_read"] >= 2 * (ROWS + 3 * BATCH + LAST), "all later ones; one batch of the eight is short"
     assert told["teachers_loaded"] == 2
     return runs.targets()
 
@@ -94,7 +96,7 @@ def test_a_flipped_byte_in_each_file_changes_no_weight(store, plain):
     for card in store.glob("*/card.json"):
         card.write_text("{")
     weights, told = run()
-    assert told["rows_computed"] == 2 * 2000
+    assert told["rows_computed"] == 2 * ROWS
     assert difference(weights, plain) < 1e-5
 
 
@@ -102,7 +104,7 @@ def test_a_file_cut_short_is_computed_again(store, plain):
     block = max(store.glob("*/*.safetensors"), key=lambda path: path.stat().st_size)
     block.write_bytes(block.read_bytes()[:5000])
     weights, told = run()
-    assert told["rows_computed"] == 2000
+    assert told["rows_computed"] == ROWS
     assert told["teachers_loaded"] == 1
     assert difference(weights, plain) < 1e-5
 
@@ -118,14 +120,15 @@ def test_a_replaced_teacher_is_another_teacher(store):
         _, told = run()
     finally:
         teacher.write_bytes(before)
-    assert told["rows_computed"] == 2000, "the cased teacher's rows alone"
+    assert told["rows_computed"] == ROWS, "the cased teacher's rows alone"
 
 
 def test_other_data_are_other_rows(store):
     _, told = run("--data.max_length", "10")
-    assert told["rows_computed"] == 2 * 2000
+    assert told["rows_computed"] == 2 * ROWS
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("KDBENCH_DATA" not in os.environ, reason="KDBENCH_DATA names no folder of real data")
 def test_another_source_reads_nothing_of_the_first(tmp_path, monkeypatch):
     """One teacher by its weights; its vocabulary, the experiment and the store stay, the sentences are others."""
@@ -179,7 +182,7 @@ def test_rows_that_come_once_are_not_kept_unless_asked(store, monkeypatch, tmp_p
     _, told = run("--trainer.max_steps", "6")
     assert "no row comes twice" in told["off"]
     _, told = run("--trainer.max_steps", "6", "--cache.mode", "on")
-    assert told["rows_computed"] in (2 * 6 * 256, 2 * (5 * 256 + 208))
+    assert told["rows_computed"] in (2 * 6 * BATCH, 2 * (5 * BATCH + LAST))
 
 
 ONE_TEACHER = [
@@ -207,7 +210,7 @@ def test_top_k_says_where_it_cannot_be(store, caplog):
 def test_filled_ahead_of_time(tmp_path, monkeypatch, plain, capsys):
     monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "ahead"))
     cache.show_filled(cache.fill(plan(), quiet=True))
-    assert "4000 rows computed, 0 found" in capsys.readouterr().out
+    assert f"{2 * ROWS} rows computed, 0 found" in capsys.readouterr().out
     weights, told = run()
     assert told["rows_computed"] == told["teachers_loaded"] == 0
     assert difference(weights, plain) < 1e-5
