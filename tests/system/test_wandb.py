@@ -43,6 +43,7 @@ def start(*arguments, folder):
     (folder / "home").mkdir(exist_ok=True)
     known = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     own = {"KDBENCH_RUNS": str(folder / "runs"), "HOME": str(folder / "home"), "WANDB_MODE": "offline"}
+    own["MPLCONFIGDIR"] = str(folder)  # torchmetrics loads matplotlib where it is installed
     return subprocess.Popen(
         [sys.executable, "-m", "kdbench.cli", "fit", "--quiet", "--wandb", "my-project", *arguments],
         cwd=ROOT,
