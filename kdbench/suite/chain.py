@@ -93,6 +93,13 @@ class Stage:
                     yield stage
         yield self
 
+    def alike(self) -> set[Path]:
+        """Return the folders of the runs of this stage's fleets, but for the first run of each, which can speak for all."""
+        fleets = [
+            node["init_args"]["runs"] for _, node in experiment.nodes(self.config) if node["class_path"] == FROM_RUNS
+        ]
+        return {Path(folder) for fleet in fleets for folder in fleet[1:]}
+
     def hub(self) -> list[str]:
         """Return every hub id that this stage itself would fetch: networks and data."""
         ids = [

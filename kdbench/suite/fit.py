@@ -58,9 +58,9 @@ def fit(
             f"'{stage.name}' is made from runs that are missing ({chain[0].name} is the first), which the tasks of one srun "
             "cannot fit: run 'kdbench fit ... --prepare' first."
         )
-    speaks = {each.name: each for each in reversed(chain)}  # the first of a fleet speaks for all
-    for each in reversed(speaks.values()):
-        if each.record is None:
+    alike = set().union(*(each.alike() for each in chain))
+    for each in chain:
+        if each.record is None and each.folder not in alike:
             with friendly(each):  # every mistake of the chain shows before its first step
                 if study.is_study(each.config):
                     study.build(each)

@@ -170,3 +170,24 @@ def test_a_failed_run_stops_the_study_and_no_other_run():
     assert "there is no domain 'frist'" in failed[lost]
     assert failed[stage.folder] == "it is made from 'regmix/proxy', which failed"
     assert all(each.finished for each in fleet(stage)[:3])
+
+
+# ---- what is checked before the first step ----
+
+
+def test_the_first_of_a_fleet_is_checked_for_all():
+    stage = plan(over({"over": {"data.weights": MIXTURES}}))
+    assert stage.alike() == {each.folder for each in fleet(stage)[1:]}
+
+
+def test_an_experiment_that_goes_on_from_itself_is_checked_twice(tmp_path):
+    """Stages of one name but of other settings each speak for themselves: nothing is fitted before the second is checked."""
+    proxy = "experiments/regmix/proxy.yaml"
+    changes = {"trainer.max_steps": 2, "data.train_rows": 100, "model.optimizer.lr": 1e-3}
+    student = {"class_path": "FromRun", "init_args": {"experiment": proxy, "set": changes}}
+    asked = {"model.student": student, "model.weight_decay": "much"} | changes
+    stage = chain.plan(experiment.read(proxy, overrides=list(asked.items())))
+    assert [each.name for each in stage.walk()] == ["regmix/proxy"] * 2
+    with pytest.raises(UserError, match="weight_decay"):
+        fit.fit(stage, quiet=True)
+    assert not list(tmp_path.rglob("record.json"))
