@@ -1,4 +1,4 @@
-"""What the tests of paired texts share: data that a small network has been fitted to for one step."""
+"""What tests of data share: data that a small network has been fitted to for one step."""
 
 import lightning.pytorch as pl
 
@@ -18,10 +18,10 @@ ENCODER = {
 }
 
 
-def ready(data, heads="separate"):
-    """Fit for one step and return the data, ready to be looked at."""
+def ready(data, heads="separate", student=None):
+    """Fit a network, by default one with an exit, for one step and return the data, ready to be looked at."""
     pl.seed_everything(0, verbose=False)
-    student = FromConfig("EuroBertModel", ENCODER, then=[AddExits([1], heads=heads)])
+    student = student or FromConfig("EuroBertModel", ENCODER, then=[AddExits([1], heads=heads)])
     trainer = pl.Trainer(
         max_steps=1,
         accelerator="cpu",

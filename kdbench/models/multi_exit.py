@@ -12,13 +12,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrai
 from transformers.utils import ModelOutput
 
 from kdbench.errors import UserError
-from kdbench.models.sentence import last_token, masked_mean
+from kdbench.models.sentence import OverEncoderConfig, last_token, masked_mean
 from kdbench.models.surgery import CopyLayers, Facts, Surgery
 
 Pooling = Literal["mean", "last"]
 
 
-class MultiExitConfig(PreTrainedConfig):
+class MultiExitConfig(OverEncoderConfig):
     """The encoder's own config and its exits.
 
     Args:
@@ -42,29 +42,13 @@ class MultiExitConfig(PreTrainedConfig):
         pooling: Pooling = "mean",
         **kwargs: Any,
     ) -> None:
-        self.encoder = AutoConfig.for_model(**encoder) if isinstance(encoder, dict) else encoder
+        super().__init__(encoder, **kwargs)
         self.exits, self.pooling = list(exits), pooling
         self.dim = dim if dim is not None or self.encoder is None else self.encoder.hidden_size
         if pooling not in get_args(Pooling):
             raise UserError(f"There is no pooling '{pooling}': take 'mean' or 'last'.")
         if self.encoder is not None:  # transformers makes an empty config to compare with
             check_exits(self.exits, self.encoder.num_hidden_layers)
-        super().__init__(**kwargs)
-
-    @property
-    def hidden_size(self) -> int:
-        """The width of the hidden states."""
-        return self.encoder.hidden_size
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of pieces that the encoder knows."""
-        return self.encoder.vocab_size
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """The longest text, in pieces."""
-        return self.encoder.max_position_embeddings
 
 
 class MultiExitNetwork(PreTrainedModel):

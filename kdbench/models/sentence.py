@@ -10,7 +10,35 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import ModelOutput
 
 
-class SentenceEncoderConfig(PreTrainedConfig):
+class OverEncoderConfig(PreTrainedConfig):
+    """The config of a network that reads an unchanged encoder: what it asks the encoder's own config for.
+
+    Args:
+        encoder: the encoder's config, or its dict as it stands in a ``config.json``.
+        kwargs: what transformers itself keeps in a ``config.json``.
+    """
+
+    def __init__(self, encoder: PreTrainedConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self.encoder = AutoConfig.for_model(**encoder) if isinstance(encoder, dict) else encoder
+        super().__init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the hidden states."""
+        return self.encoder.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of pieces that the encoder knows."""
+        return self.encoder.vocab_size
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The longest text, in pieces."""
+        return self.encoder.max_position_embeddings
+
+
+class SentenceEncoderConfig(OverEncoderConfig):
     """The encoder's own config, and over which positions its hidden states are averaged.
 
     Args:
@@ -27,24 +55,8 @@ class SentenceEncoderConfig(PreTrainedConfig):
         pool_padding: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.encoder = AutoConfig.for_model(**encoder) if isinstance(encoder, dict) else encoder
         self.pool_padding = pool_padding
-        super().__init__(**kwargs)
-
-    @property
-    def hidden_size(self) -> int:
-        """The width of the embedding."""
-        return self.encoder.hidden_size
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of pieces that the encoder knows."""
-        return self.encoder.vocab_size
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """The longest sentence, in pieces."""
-        return self.encoder.max_position_embeddings
+        super().__init__(encoder, **kwargs)
 
 
 @dataclass

@@ -1,9 +1,9 @@
 import json
 from collections import Counter
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
+from fit_of_one_step import ready
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +12,6 @@ from kdbench.data.causal_tokenizers import TrainWords
 from kdbench.data.domains import DomainBatches, DomainMixture
 from kdbench.data.samplers import GroupedBatches, ResumableLoader
 from kdbench.errors import UserError
-from kdbench.methods.supervised import Supervised
 from kdbench.models.origins import FromConfig, FromRun
 
 DOMAINS = np.array([0] * 50 + [1] * 30 + [2] * 20)
@@ -106,21 +105,8 @@ def test_without_domains_nothing_has_changed():
 
 def fitted(**changes):
     """Fit a very small model for one step on a mixture and return the data."""
-    pl.seed_everything(0, verbose=False)
     told = {"tokenizer": TrainWords(), "batch_size": 8, "max_length": 49, "target": "target", "end": False} | changes
-    data = DomainMixture("synthetic/markov_domains", **told)
-    trainer = pl.Trainer(
-        max_steps=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
-    trainer.fit(Supervised(FromConfig("LlamaForCausalLM", LLAMA)), datamodule=data)
-    data.setup("test")
-    return data
+    return ready(DomainMixture("synthetic/markov_domains", **told), student=FromConfig("LlamaForCausalLM", LLAMA))
 
 
 def seen(data):

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.nn.functional import normalize
 
 from kdbench.callbacks.resume import RandomStates
 from kdbench.data.images import ImageClassification
@@ -24,6 +23,7 @@ from kdbench.losses.memory import ContrastiveMemory
 from kdbench.methods.logit import LogitDistillation
 from kdbench.methods.objective import Objective, Ramp, Term
 from kdbench.models.origins import FromConfig
+from tests.losses import test_memory
 
 seeds = st.integers(0, 10_000)
 
@@ -103,22 +103,10 @@ def test_hints_and_levels_whose_networks_pass_them_through():
 
 
 def test_two_calls_of_the_contrast_with_memories():
-    loss = ContrastiveMemory(rows=10, width=4).double()
-    loss.load_state_dict(
-        {
-            "student_side.weight": g((4, 6), 0.61, 0.1),
-            "student_side.bias": g((4,), 0.61, 0.2),
-            "teacher_side.weight": g((4, 8), 0.73, 0.3),
-            "teacher_side.bias": g((4,), 0.73, 0.4),
-            "student_memory": normalize(g((10, 4), 0.41, 0.5), dim=-1),
-            "teacher_memory": normalize(g((10, 4), 0.59, 0.6), dim=-1),
-            "normalisers": torch.zeros(2),
-        }
-    )
-    asked = torch.tensor([[1, 4, 7, 0, 3], [4, 9, 2, 5, 8], [7, 4, 7, 0, 3]])
-    student, teacher = {"pooled": g((3, 6), 0.31, 0.2)}, {"pooled": g((3, 8), 0.23, 0.5)}
+    loss = test_memory.memory()
+    student, teacher = {"pooled": test_memory.STUDENT}, {"pooled": test_memory.TEACHER}
     for expected in (20.4491751, 14.6161508):
-        found = value(loss, "pooled", student, teacher, id=asked[:, 0], negatives=asked[:, 1:])
+        found = value(loss, "pooled", student, teacher, **test_memory.BATCH)
         assert float(found.detach()) == pytest.approx(expected, rel=5e-9)
         assert loss.normalisers.tolist() == pytest.approx([2883.27312, 1485634.35], rel=5e-9)
 
