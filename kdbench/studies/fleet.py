@@ -28,7 +28,7 @@ class FromRuns:
         over: keys of it, ``{data: {weights: [..]}}`` or dotted, each with its list of values, or with a class of :class:`Draws`
             that draws them with the seed of the experiment that asks; of several keys every combination is a run.
         set: changes of that experiment, by dotted keys; the chain applies them.
-        settings: the values of the keys in each run; kdbench fills them in when it resolves the chain.
+        settings: of each key its value in each run; kdbench fills them in when it resolves the chain.
         runs: the folder of each run; filled in likewise.
     """
 
@@ -37,21 +37,20 @@ class FromRuns:
         experiment: str,
         over: dict[str, Any] | None = None,
         set: dict[str, Any] | None = None,
-        settings: list[dict[str, Any]] | None = None,
-        runs: list[str] | None = None,
+        settings: dict[str, list] | None = None,
+        runs: list | None = None,  # of typed lists jsonargparse copies the whole for each item
     ) -> None:
         self.experiment = experiment
-        self.settings, self.runs = settings or [], [Path(run) for run in runs or []]
+        self.settings, self.runs = settings or {}, [Path(run) for run in runs or []]
 
     def values(self, key: str) -> list[Any]:
         """Return the value of a key in each run; raise :class:`UserError` when the fleet does not go over it."""
-        for setting in self.settings:
-            if key not in setting:
-                raise UserError(
-                    f"The fleet of '{self.experiment}' does not go over '{key}', but over {', '.join(setting)}."
-                    f"{nearest(key, setting)}"
-                )
-        return [setting[key] for setting in self.settings]
+        if key not in self.settings:
+            raise UserError(
+                f"The fleet of '{self.experiment}' does not go over '{key}', but over {', '.join(self.settings)}."
+                f"{nearest(key, self.settings)}"
+            )
+        return self.settings[key]
 
     def records(self) -> list[dict[str, Any]]:
         """Return the record of each run.

@@ -148,8 +148,9 @@ def plan(
             made_from[place] = parent = plan(stage, fresh and parents, parents, (*_above, mark), source)
             found["experiment"], found["run"] = parent.name, str(parent.folder)
             continue
-        found["settings"] = _settings(f"{asked.name}: '{place}'", found.pop("over", None), config["seed_everything"])
-        configs = [experiment.expand(_apply(stage.config, setting)) for setting in found["settings"]]
+        settings = _settings(f"{asked.name}: '{place}'", found.pop("over", None), config["seed_everything"])
+        found["settings"] = {key: [setting[key] for setting in settings] for key in settings[0]}
+        configs = [experiment.expand(_apply(stage.config, setting)) for setting in settings]
         members = [dataclasses.replace(stage, config=each) for each in configs]
         fleet = [plan(member, fresh and parents, parents, (*_above, mark), source) for member in members]
         made_from |= {f"{place}.{number}": member for number, member in enumerate(fleet)}

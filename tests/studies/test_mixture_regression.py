@@ -24,16 +24,15 @@ def loss(mixture):
 
 def fleet(folder, count=60):
     """Return a fleet whose runs have left records."""
-    settings = [{"data.weights": mixture} for mixture in TemperedMixtures(PRIOR, count).values(0)]
-    made = []
-    for number, setting in enumerate(settings):
+    mixtures, made = TemperedMixtures(PRIOR, count).values(0), []
+    for number, mixture in enumerate(mixtures):
         run = folder / str(number)
         run.mkdir(parents=True)
-        curve = {METRIC: {"values": [9.0, loss(setting["data.weights"])], "steps": [75, 150]}}
+        curve = {METRIC: {"values": [9.0, loss(mixture)], "steps": [75, 150]}}
         record = {"metrics": {"test/accuracy": None}, "curves": curve, "steps": 150, "seconds": 2.0}
         (run / "record.json").write_text(json.dumps(record))
         made.append(str(run))
-    return FromRuns("proxy.yaml", settings=settings, runs=made)
+    return FromRuns("proxy.yaml", settings={"data.weights": mixtures}, runs=made)
 
 
 @pytest.fixture(scope="module")

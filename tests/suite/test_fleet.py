@@ -60,7 +60,7 @@ def test_a_fleet_is_one_stage_for_each_value():
     assert [each.name for each in stage.walk()] == ["regmix/proxy"] * 20 + ["regmix/regression"]
     assert len({each.id for each in stage.walk()}) == 21
     assert given(stage)["runs"] == [str(each.folder) for each in fleet(stage)]
-    assert [{"data.weights": data_of(each)["weights"]} for each in fleet(stage)] == given(stage)["settings"]
+    assert {"data.weights": [data_of(each)["weights"] for each in fleet(stage)]} == given(stage)["settings"]
     assert "over" not in given(stage)
     assert plan(changes).id == stage.id
     again = chain.Stage.from_json(json.loads(json.dumps(stage.as_json())))
