@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from kdbench.data.published import damaged
+from kdbench.data.readers.published import damaged
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -38,7 +38,7 @@ class Card:
         languages: ISO 639-1 codes.
         licence: of the published data.
         description: one line.
-        loaders: the function ``module:name`` of each source that the set has: ``embedded(split, count)``, without a count
+        loaders: the function ``room.module:name`` of each source that the set has: ``embedded(split, count)``, without a count
             where the number of rows is not fixed, ``local(folder, split)`` and ``hub(hub, split)``, each returning rows;
             imported only when it is used.
         splits: rows of train, validation and test, for the sources where they are fixed.
@@ -150,7 +150,7 @@ def _loader(name: str, source: str) -> tuple[Card, Callable[..., list[Row]]]:
     if source not in card.loaders:
         raise UserError(f"'{name}' has no source '{source}': choose {' or '.join(card.loaders)}.")
     module, _, attribute = card.loaders[source].partition(":")
-    return card, getattr(importlib.import_module(module), attribute)
+    return card, getattr(importlib.import_module(f"kdbench.data.{module}"), attribute)
 
 
 def _folder(card: Card) -> Path:
@@ -167,13 +167,13 @@ def _folder(card: Card) -> Path:
 
 def _published(room: str, readers: str) -> dict[str, str]:
     return {
-        "local": f"kdbench.data.{room}:local_{readers}",
-        "hub": f"kdbench.data.{room}_hub:hub_{readers}",
+        "local": f"readers.{room}:local_{readers}",
+        "hub": f"readers.{room}_hub:hub_{readers}",
     }
 
 
 def _sources(embedded: str, readers: str) -> dict[str, str]:
-    return {"embedded": f"kdbench.data.generators.romanian:{embedded}", **_published("romanian", readers)}
+    return {"embedded": f"generators.romanian:{embedded}", **_published("romanian", readers)}
 
 
 PARQUET = "refs/convert/parquet"  # the hub's own conversion: the datasets library no longer runs loading scripts
@@ -329,7 +329,7 @@ CARDS: dict[str, Card] = {
             licence="PSF-2.0",
             description="docstrings and functions of Python's own standard library, no package in two splits",
             embedded="Real code of the interpreter that runs (Python 3.11: 2,708 / 332 / 333 pairs); the best score is not known.",
-            loaders={"embedded": "kdbench.data.stdlib:functions"},
+            loaders={"embedded": "readers.stdlib:functions"},
             splits={},
         ),
         Card(
@@ -338,7 +338,7 @@ CARDS: dict[str, Card] = {
             languages=("en",),
             licence="as CodeSearchNet's repositories; translations by Qwen2.5-Coder",
             description="text to code, and code to its translation into another language (SynthCoNL); repositories are split",
-            loaders={"hub": "kdbench.data.code_hub:hub_synthconl"},
+            loaders={"hub": "readers.code_hub:hub_synthconl"},
             splits={},
             hub=Hub("modularStarEncoder/SynthCoNL", "data", "800231d337ba895f4e49ea948ce498184ab448b6"),
         ),
@@ -349,7 +349,7 @@ CARDS: dict[str, Card] = {
             licence="PSF-2.0",
             description="paragraphs of the reference that every Python carries, no topic in two splits",
             embedded="Real prose of the interpreter that runs; the best score is not known.",
-            loaders={"embedded": "kdbench.data.python_docs:paragraphs"},
+            loaders={"embedded": "readers.python_docs:paragraphs"},
             splits={"embedded": (1150, 140, 120)},
         ),
         Card(
@@ -358,7 +358,7 @@ CARDS: dict[str, Card] = {
             languages=("en",),
             licence="MIT",
             description="Shakespeare's plays in windows of 128 characters, in the order of the file",
-            loaders={"local": "kdbench.data.writings:local_shakespeare"},
+            loaders={"local": "readers.writings:local_shakespeare"},
             splits={"local": (7842, 435, 435)},
             local="en/tinyshakespeare",
             files=("input.txt",),
@@ -381,7 +381,7 @@ CARDS: dict[str, Card] = {
             languages=("hi",),
             licence="not stated",
             description="pairs of Hindi sentences with a similarity from 0 to 5 (STS Benchmark translated by machine)",
-            loaders={"local": "kdbench.data.hindi:local_stsb"},
+            loaders={"local": "readers.hindi:local_stsb"},
             splits={"local": (5749, 1500, 1379)},
             local="hi/stsb",
             files=tuple(f"sts-{part}-hi.tsv" for part in ("train", "dev", "test")),
@@ -392,7 +392,7 @@ CARDS: dict[str, Card] = {
             languages=("mt",),
             licence="CC BY-SA 4.0",
             description="sentences of the Maltese treebank (UD_Maltese-MUDT)",
-            loaders={"local": "kdbench.data.maltese:local_text"},
+            loaders={"local": "readers.maltese:local_text"},
             splits={"local": (1123, 433, 518)},
             local="mt/mudt",
             files=tuple(f"mt_mudt-ud-{part}.conllu" for part in ("train", "dev", "test")),
@@ -403,7 +403,7 @@ CARDS: dict[str, Card] = {
             languages=("en",),
             licence="Apache-2.0",
             description="instructions and responses (Dolly 15k as MiniLLM splits it)",
-            loaders={"hub": "kdbench.data.writings_hub:hub_dolly"},
+            loaders={"hub": "readers.writings_hub:hub_dolly"},
             splits={},
             hub=Hub("MiniLLM/dolly", ".", "d131636138be0ff3fd0901c12c1739844d337279"),
         ),
@@ -414,7 +414,7 @@ CARDS: dict[str, Card] = {
             licence="Apache-2.0",
             description="texts of 34 words out of 24, each drawn by a law of the two words before it",
             embedded="A Markov chain of order 2; the best language model has a cross-entropy of 1.65 nats a word after two.",
-            loaders={"embedded": "kdbench.data.generators.markov_language:texts"},
+            loaders={"embedded": "generators.markov_language:texts"},
             splits={"embedded": (4096, 512, 512)},
         ),
         Card(
@@ -424,7 +424,7 @@ CARDS: dict[str, Card] = {
             licence="Apache-2.0",
             description="texts of four domains, and of a target that two of them resemble; one law a domain",
             embedded="Markov chains of order 1; the best language model of the target has 2.53 nats a word after the first.",
-            loaders={"embedded": "kdbench.data.generators.markov_domains:texts"},
+            loaders={"embedded": "generators.markov_domains:texts"},
             splits={"embedded": (8000, 200, 400)},
         ),
         Card(
@@ -433,7 +433,7 @@ CARDS: dict[str, Card] = {
             languages=("en",),
             licence="as the texts that it is made of",
             description="a sample of 17 domains of the Pile without copyrighted texts (RegMix); half of its validation is for test",
-            loaders={"hub": "kdbench.data.pile_hub:hub_domains"},
+            loaders={"hub": "readers.pile_hub:hub_domains"},
             splits={},
             hub=Hub("sail/regmix-data-sample", ".", "main"),
         ),
@@ -443,7 +443,7 @@ CARDS: dict[str, Card] = {
             languages=("en",),
             licence="MIT",
             description="mixtures of 17 domains of the Pile and the losses of 1M, 60M and 1B models trained on them (RegMix)",
-            loaders={"local": "kdbench.data.mixture_tables:local_mixtures"},
+            loaders={"local": "readers.mixture_tables:local_mixtures"},
             splits={"local": (512, 0, 576)},
             local="regmix",
             files=tuple(
@@ -460,7 +460,7 @@ CARDS: dict[str, Card] = {
             licence="Apache-2.0",
             description="a language without meaning: words of Latin letters that follow one another by their own law",
             embedded="Words drawn alone by Zipf's law; the best language model has a cross-entropy of 6.38 nats a word.",
-            loaders={"embedded": "kdbench.data.generators.letter_languages:first"},
+            loaders={"embedded": "generators.letter_languages:first"},
             splits={"embedded": (6000, 500, 500)},
         ),
         Card(
@@ -470,7 +470,7 @@ CARDS: dict[str, Card] = {
             licence="Apache-2.0",
             description="another language of Latin letters, whose letters follow by another law",
             embedded="Words drawn alone by Zipf's law; the best language model has a cross-entropy of 6.38 nats a word.",
-            loaders={"embedded": "kdbench.data.generators.letter_languages:second"},
+            loaders={"embedded": "generators.letter_languages:second"},
             splits={"embedded": (6000, 500, 500)},
         ),
         Card(
@@ -480,7 +480,7 @@ CARDS: dict[str, Card] = {
             licence="Apache-2.0",
             description="a language of the same kind in Cyrillic letters",
             embedded="Words drawn alone by Zipf's law; the best language model has a cross-entropy of 6.38 nats a word.",
-            loaders={"embedded": "kdbench.data.generators.letter_languages:third"},
+            loaders={"embedded": "generators.letter_languages:third"},
             splits={"embedded": (6000, 500, 500)},
         ),
         Card(
@@ -490,7 +490,7 @@ CARDS: dict[str, Card] = {
             licence="Apache-2.0",
             description="a synthetic language with two dialects and capitals, known to the last probability",
             embedded="A hidden Markov chain; the best tagger (forward-backward) finds 88.3% of the test states.",
-            loaders={"embedded": "kdbench.data.generators.hidden_markov_text:sentences"},
+            loaders={"embedded": "generators.hidden_markov_text:sentences"},
             splits={"embedded": (2000, 400, 600)},
         ),
         Card(
@@ -500,7 +500,7 @@ CARDS: dict[str, Card] = {
             licence="Apache-2.0",
             description="the same language in sentences of 8 to 126 words, most of them short: what padding costs",
             embedded="A hidden Markov chain; the best masked model has a cross-entropy of 2.78 nats a word, case included.",
-            loaders={"embedded": "kdbench.data.generators.hidden_markov_text:skewed_sentences"},
+            loaders={"embedded": "generators.hidden_markov_text:skewed_sentences"},
             splits={"embedded": (2000, 200, 400)},
         ),
         Card(
@@ -510,7 +510,7 @@ CARDS: dict[str, Card] = {
             licence="Apache-2.0",
             description="a synthetic language of 12 states in 4 groups: states of words, and 2, 4 or 8 classes of sentences",
             embedded="A hidden Markov chain; the best models find 99.0% of the test states and 98.7% of the groups.",
-            loaders={"embedded": "kdbench.data.generators.state_groups:sentences"},
+            loaders={"embedded": "generators.state_groups:sentences"},
             splits={"embedded": (12000, 1000, 2000)},
         ),
         Card(
@@ -520,7 +520,7 @@ CARDS: dict[str, Card] = {
             licence="Apache-2.0",
             description="the same words and states with other transitions: the language of state_groups in another domain",
             embedded="A hidden Markov chain; the best models of it find 96.6% of the test states and 93.0% of the groups.",
-            loaders={"embedded": "kdbench.data.generators.state_groups:shifted_sentences"},
+            loaders={"embedded": "generators.state_groups:shifted_sentences"},
             splits={"embedded": (12000, 1000, 2000)},
         ),
         Card(
@@ -530,7 +530,7 @@ CARDS: dict[str, Card] = {
             licence="Apache-2.0",
             description="pairs of sentences of the language of state_groups: is the dominant group the same?",
             embedded="Pairs of sentences of a hidden Markov chain; the best model tells 98.2% of the test pairs.",
-            loaders={"embedded": "kdbench.data.generators.state_groups:sentence_pairs"},
+            loaders={"embedded": "generators.state_groups:sentence_pairs"},
             splits={"embedded": (12000, 1000, 2000)},
         ),
         Card(
@@ -540,7 +540,7 @@ CARDS: dict[str, Card] = {
             licence="Apache-2.0",
             description="vectors of 32 numbers in 20 classes on a tree; a tenth of the training labels is wrong",
             embedded="Gaussians around the leaves of a tree; Bayes' rule tells 82.3% of the test classes.",
-            loaders={"embedded": "kdbench.data.generators.gaussian_classes:vectors"},
+            loaders={"embedded": "generators.gaussian_classes:vectors"},
             splits={"embedded": (2000, 1000, 4000)},
         ),
         Card(
@@ -550,7 +550,7 @@ CARDS: dict[str, Card] = {
             licence="Apache-2.0",
             description="points of eight narrow Gaussians on a circle of radius 1, to be sampled by diffusion models",
             embedded="A mixture of Gaussians; fresh points have a sliced Wasserstein distance of 0.014 from the test points.",
-            loaders={"embedded": "kdbench.data.generators.density_mixtures:ring"},
+            loaders={"embedded": "generators.density_mixtures:ring"},
             splits={"embedded": (20000, 2000, 2000)},
         ),
         Card(
@@ -560,7 +560,7 @@ CARDS: dict[str, Card] = {
             licence="Apache-2.0",
             description="images of 3x16x16 in 10 classes: smooth patterns, shifted, under strong noise",
             embedded="Templates under Gaussian noise; Bayes' rule tells 100.0% of the test classes.",
-            loaders={"embedded": "kdbench.data.generators.class_templates:waves_images"},
+            loaders={"embedded": "generators.class_templates:waves_images"},
             splits={"embedded": (4000, 1000, 4000)},
         ),
         Card(
@@ -570,7 +570,7 @@ CARDS: dict[str, Card] = {
             licence="Apache-2.0",
             description="images of 1x16x16 in 20 classes: three round spots each, under strong noise",
             embedded="Templates under Gaussian noise; Bayes' rule tells 93.8% of the test classes.",
-            loaders={"embedded": "kdbench.data.generators.class_templates:spots_images"},
+            loaders={"embedded": "generators.class_templates:spots_images"},
             splits={"embedded": (4000, 1000, 2000)},
         ),
         Card(
@@ -580,7 +580,7 @@ CARDS: dict[str, Card] = {
             licence="Apache-2.0",
             description="images of 3x16x16 in 20 classes: five textures with a disc in one of four quarters, under noise",
             embedded="Textures of random phase and a disc under Gaussian noise; Bayes' rule tells 99.4% of the test classes.",
-            loaders={"embedded": "kdbench.data.generators.painted_scenes:images"},
+            loaders={"embedded": "generators.painted_scenes:images"},
             splits={"embedded": (4000, 1000, 2000)},
         ),
         Card(
@@ -590,7 +590,7 @@ CARDS: dict[str, Card] = {
             licence="CC BY 4.0",
             description="handwritten digits of 8x8 pixels that scikit-learn carries (UCI optical recognition)",
             embedded="Real images; the best possible score is not known.",
-            loaders={"embedded": "kdbench.data.digits:images"},
+            loaders={"embedded": "readers.digits:images"},
             splits={"embedded": (1000, 297, 500)},
         ),
         Card(
@@ -635,7 +635,7 @@ CARDS: dict[str, Card] = {
             languages=("en",),
             licence="captions CC BY 4.0, images by their Flickr terms",
             description="photographs of COCO as latents of Stable Diffusion XL, each with its caption",
-            loaders={"hub": "kdbench.data.coco:hub_latents"},
+            loaders={"hub": "readers.coco:hub_latents"},
             splits={"hub": (1000, 200, 1000)},
             hub=Hub("sayakpaul/coco-30-val-2014", "default", "main"),
         ),

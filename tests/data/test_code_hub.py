@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from kdbench.data.code_hub import pairs
+from kdbench.data.readers.code_hub import pairs
 from kdbench.data.registry import SPLITS
 
 

@@ -5,9 +5,9 @@ import re
 import datasets
 import pytest
 
-from kdbench.data import english, english_hub
-from kdbench.data.normalise import duplicate_key
-from kdbench.data.published import held_out
+from kdbench.data.readers import english, english_hub
+from kdbench.data.readers.normalise import duplicate_key
+from kdbench.data.readers.published import held_out
 from kdbench.data.registry import CARDS, SPLITS, Hub, fingerprint, load
 from kdbench.errors import UserError
 

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from kdbench.data import registry
-from kdbench.data.mixture_tables import local_mixtures
+from kdbench.data.readers.mixture_tables import local_mixtures
 from kdbench.errors import UserError
 
 real = pytest.mark.skipif("KDBENCH_DATA" not in os.environ, reason="KDBENCH_DATA is not set: no published tables")

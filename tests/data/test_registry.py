@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.data import registry, romanian
+from kdbench.data import registry
+from kdbench.data.readers import romanian
 from kdbench.data.registry import CARDS, SPLITS, Hub, fingerprint, hub_ids, load, local_file
 from kdbench.errors import UserError
 
@@ -100,7 +101,7 @@ def test_every_loader_exists():
 
 def test_importing_the_registry_is_light():
     heavy = "{'torch', 'datasets', 'transformers', 'lightning', 'pandas', 'pyarrow', 'numpy'}"
-    modules = "kdbench.data.registry, kdbench.data.romanian_hub, kdbench.data.english_hub"
+    modules = "kdbench.data.registry, kdbench.data.readers.romanian_hub, kdbench.data.readers.english_hub"
     code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     assert python(code).strip() == "[]"
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdbench.data import romanian, romanian_hub
-from kdbench.data.normalise import clean, comma_below, duplicate_key
+from kdbench.data.readers import romanian, romanian_hub
+from kdbench.data.readers.normalise import clean, comma_below, duplicate_key
 from kdbench.data.registry import CARDS, SPLITS, Hub, load
 from kdbench.errors import UserError
 

@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
+from kdbench.data.readers.stdlib import LINES, PER_PACKAGE, WORDS, documented
 from kdbench.data.registry import SPLITS, fingerprint, load
-from kdbench.data.stdlib import LINES, PER_PACKAGE, WORDS, documented
 
 DATASET = "code/stdlib_functions"
 SOURCE = '''

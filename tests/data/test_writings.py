@@ -5,8 +5,8 @@ import os
 
 import pytest
 
+from kdbench.data.readers.writings_hub import instruction
 from kdbench.data.registry import CARDS, FOLDER, SPLITS, load
-from kdbench.data.writings_hub import instruction
 from kdbench.errors import UserError
 
 there = pytest.mark.skipif(FOLDER not in os.environ, reason=f"{FOLDER} names no folder of real data")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdbench.data import registry
-from kdbench.data.mixture_tables import local_mixtures
+from kdbench.data.readers.mixture_tables import local_mixtures
 from kdbench.data.shares import read_mixture
 from kdbench.errors import UserError
 from kdbench.studies.fleet import FromRuns

@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdbench.data.published import digest
+from kdbench.data.readers.published import digest
 from kdbench.data.registry import SPLITS, Row
 
 SKIPPED = {"test", "tests", "idlelib", "site-packages", "dist-packages", "__pycache__"}

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from kdbench.data.fetched import fetch
-from kdbench.data.published import digest
+from kdbench.data.readers.fetched import fetch
+from kdbench.data.readers.published import digest
 from kdbench.data.registry import Hub, Row
 
 HELD_OUT = {0: "validation", 1: "test"}  # of 100 hash values of a repository's name

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kdbench.data.image_files import ImageFile, decode_all
 from kdbench.data.noise import uniform
-from kdbench.data.published import check_label, damaged
+from kdbench.data.readers.published import check_label, damaged
 from kdbench.data.registry import Row, local_file
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from kdbench.data.fetched import fetch, unreachable
+from kdbench.data.readers.fetched import fetch, unreachable
 from kdbench.data.registry import Hub, Row
 from kdbench.errors import UserError
 

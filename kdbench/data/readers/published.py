@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from kdbench.data.normalise import duplicate_key
+from kdbench.data.readers.normalise import duplicate_key
 from kdbench.errors import UserError
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from kdbench.data.english import PART, clean
-from kdbench.data.published import damaged, lines
+from kdbench.data.readers.english import PART, clean
+from kdbench.data.readers.published import damaged, lines
 from kdbench.data.registry import Row, local_file
 
 TEXT = "# text = "

@@ -11,8 +11,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from kdbench.data.normalise import duplicate_key
-from kdbench.data.published import check_label, content, damaged, digest, held_out, lines, parsed, similarity
+from kdbench.data.readers.normalise import duplicate_key
+from kdbench.data.readers.published import check_label, content, damaged, digest, held_out, lines, parsed, similarity
 from kdbench.data.registry import EN_FILES, SPLITS, Row, local_file
 
 SENTIMENTS = {"0": "negative", "1": "positive"}

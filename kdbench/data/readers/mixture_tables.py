@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from kdbench.data.published import content, damaged
+from kdbench.data.readers.published import content, damaged
 from kdbench.data.registry import Row, local_file
 
 SIZES = {"train": ("1m",), "test": ("1m", "60m", "1B")}

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kdbench.data.normalise import clean, duplicate_key
-from kdbench.data.published import check_label, damaged, held_out, lines, parsed, similarity
+from kdbench.data.readers.normalise import clean, duplicate_key
+from kdbench.data.readers.published import check_label, damaged, held_out, lines, parsed, similarity
 from kdbench.data.registry import RO_FILES, SPLITS, Row, local_file
 
 # fmt: off

@@ -1,15 +1,15 @@
 """The English texts for networks that write from the hub, as the same rows as the local files give."""
 
-from kdbench.data.fetched import fetch, load
+from kdbench.data.readers.fetched import fetch, load
+from kdbench.data.readers.writings import problem_row, problems
 from kdbench.data.registry import Hub, Row
-from kdbench.data.writings import problem_row, problems
 
 PREAMBLE = "Below is an instruction that describes a task"
 REQUEST = "Write a response that appropriately completes the request."
 
 
 def hub_gsm8k(hub: Hub, split: str) -> list[Row]:
-    """Return the published test split, or a part of the training split (:func:`~kdbench.data.writings.problems`)."""
+    """Return the published test split, or a part of the training split (:func:`~kdbench.data.readers.writings.problems`)."""
     published = "test" if split == "test" else "train"
     return problems([problem_row(row["question"], row["answer"], where) for where, row in fetch(hub, published)], split)
 

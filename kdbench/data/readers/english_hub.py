@@ -1,8 +1,8 @@
 """The English sets from the hub, as the same rows as the local files give."""
 
-from kdbench.data.english import clean, intent_row, intents, pair_row, sentiment_row
-from kdbench.data.fetched import fetch, load
-from kdbench.data.published import held_out
+from kdbench.data.readers.english import clean, intent_row, intents, pair_row, sentiment_row
+from kdbench.data.readers.fetched import fetch, load
+from kdbench.data.readers.published import held_out
 from kdbench.data.registry import Hub, Row
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from kdbench.data.english import PART, pair_row
-from kdbench.data.published import damaged, lines
+from kdbench.data.readers.english import PART, pair_row
+from kdbench.data.readers.published import damaged, lines
 from kdbench.data.registry import Row, local_file
 
 COLUMNS = 7  # genre, file, year, number, score, sentence, sentence

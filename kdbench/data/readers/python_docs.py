@@ -3,7 +3,7 @@
 import functools
 import pydoc_data.topics as documentation
 
-from kdbench.data.published import digest
+from kdbench.data.readers.published import digest
 from kdbench.data.registry import SPLITS, Row
 
 WORDS = 8  # of a paragraph, at least

@@ -1,7 +1,7 @@
 """The domains of the Pile that RegMix mixes, from the hub."""
 
-from kdbench.data.fetched import load
-from kdbench.data.published import digest
+from kdbench.data.readers.fetched import load
+from kdbench.data.readers.published import digest
 from kdbench.data.registry import Hub, Row
 
 DOMAINS = (

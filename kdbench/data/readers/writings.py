@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdbench.data.published import content, damaged, lines
+from kdbench.data.readers.published import content, damaged, lines
 from kdbench.data.registry import Row, local_file
 
 WINDOW = 128  # characters of a row of Shakespeare
