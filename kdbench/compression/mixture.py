@@ -96,6 +96,7 @@ def mixture_shares(
     merges: Sequence[Pair],
     rows_per_round: int | None = 300,
     tolerance: float = 1e-6,
+    settled: float | None = None,
 ) -> Shares:
     """Return the shares of the categories that explain the merges with the least slack: a linear program.
 
@@ -103,13 +104,16 @@ def mixture_shares(
     than the merge m_t, ``sum_i a_i c_i^t(m_t) / N_i + v_t + u_p >= sum_i a_i c_i^t(p) / N_i``: c the counts before the
     merge, N_i the pairs of the category. v forgives a step, u a pair at all steps, such as one that the tokenizer never
     makes. The rows are found as they are needed: each round goes on from the last solution with those that it breaks most.
-    Where none is broken, the solution is one of the whole program; there may be several.
+    Where none is broken, the solution is one of the whole program; there may be several. Long before that the shares stand
+    still and the slack of rare pairs alone grows, row by row.
 
     Args:
         histories: of each category, all with these merges.
         merges: of the tokenizer, in their order.
         rows_per_round: how many rows a round adds at most; None: all rows at once.
         tolerance: by how much a row may be broken, in shares of all pairs.
+        settled: end where no share has moved by more than this while the rows doubled, and there are two rows a merge or more;
+            the slack is a lower bound then. None: go on until no row is broken.
 
     Raises:
         ValueError: there is no category, or no merge that occurs in one.
@@ -117,12 +121,19 @@ def mixture_shares(
     program = _Program(histories, merges)
     if rows_per_round is None:
         return program.solve(*program.all_rows())
-    rows = np.empty((2, 0), dtype=np.int64)
+    rows, rounds = np.empty((2, 0), dtype=np.int64), []
     while True:
-        found = program.solve(*rows)
+        rounds.append(program.solve(*rows))
         rows = program.broken(rows_per_round, tolerance)
-        if not len(rows[0]):
-            return found
+        if not len(rows[0]) or (settled is not None and _stand_still(rounds, 2 * len(merges), settled)):
+            return rounds[-1]
+
+
+def _stand_still(rounds: Sequence[Shares], rows: int, within: float) -> bool:
+    """Return whether the shares have moved by ``within`` at most since there were half as many rows as now."""
+    now = rounds[-1]
+    since = [each.pairs for each in rounds if 2 * each.rows >= now.rows]
+    return now.rows >= rows and float(np.ptp(since, axis=0).max()) <= within
 
 
 def byte_shares(pairs: np.ndarray, bytes_per_pair: Sequence[float]) -> np.ndarray:

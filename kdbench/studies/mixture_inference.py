@@ -31,6 +31,7 @@ class MixtureInference(Study):
         attacker_kilobytes: of each category.
         first: the numbers of first merges that are also tried.
         percents: of the attacker's text that are also tried, with all merges.
+        settled: see :func:`~kdbench.compression.mixture.mixture_shares`; for tens of thousands of merges, 1e-3.
         source: of the data sets.
 
     Raises:
@@ -45,6 +46,7 @@ class MixtureInference(Study):
         attacker_kilobytes: int = 200,
         first: list[int] | None = None,
         percents: list[int] | None = None,
+        settled: float | None = None,
         source: str = "embedded",
     ) -> None:
         if len(categories) < 2:
@@ -54,7 +56,7 @@ class MixtureInference(Study):
             raise UserError("The numbers of merges, of kilobytes and of percents are at least 1.")
         if max([0, *self.first]) > merges or max([0, *self.percents]) > 100:
             raise UserError(f"There are {merges} merges and 100 percent of the text to try, not more.")
-        self.categories, self.merges, self.source = categories, merges, source
+        self.categories, self.merges, self.settled, self.source = categories, merges, settled, source
         self.kilobytes, self.attacker_kilobytes = kilobytes, attacker_kilobytes
 
     def __call__(self, seed: int) -> Findings:
@@ -69,7 +71,7 @@ class MixtureInference(Study):
         ]
         tokenizer = train_byte_pairs(mixed, self.merges)
         attacker = [list(_bytes_of(rows[1::2], 1000 * self.attacker_kilobytes, name)) for name, rows in texts.items()]
-        found, solved = attack(tokenizer, attacker, tokenizer.merges)
+        found, solved = attack(tokenizer, attacker, tokenizer.merges, self.settled)
         guesses = {
             "attack": found,
             "uniform": np.full(len(true), 1 / len(true)),
@@ -77,10 +79,13 @@ class MixtureInference(Study):
             "efficiency": efficiency(tokenizer, attacker),
             "classification": classification(tokenizer, attacker),
         }
-        guesses |= {f"attack_{count}": attack(tokenizer, attacker, tokenizer.merges[:count])[0] for count in self.first}
+        guesses |= {
+            f"attack_{count}": attack(tokenizer, attacker, tokenizer.merges[:count], self.settled)[0]
+            for count in self.first
+        }
         for percent in self.percents:
             part = [texts[: max(1, len(texts) * percent // 100)] for texts in attacker]
-            guesses[f"attack_{percent}_percent"] = attack(tokenizer, part, tokenizer.merges)[0]
+            guesses[f"attack_{percent}_percent"] = attack(tokenizer, part, tokenizer.merges, self.settled)[0]
         numbers = {name: log_error(guess, true) for name, guess in guesses.items()} | {"slack": solved.slack}
         for name, share, guess in zip(self.categories, true, found, strict=True):
             numbers |= {f"true_{name}": float(share), f"found_{name}": float(guess)}
@@ -109,6 +114,7 @@ class TokenizerMixture(Study):
         categories: see :class:`MixtureInference`; what the training text has beside them is not seen.
         merges: use the first so many; by default all.
         kilobytes: of each category.
+        settled: see :class:`MixtureInference`.
         source: of the data sets.
 
     Raises:
@@ -121,12 +127,13 @@ class TokenizerMixture(Study):
         categories: dict[str, str],
         merges: int | None = None,
         kilobytes: int = 200,
+        settled: float | None = 1e-3,
         source: str = "embedded",
     ) -> None:
         if len(categories) < 2:
             raise UserError("A mixture has two categories or more.")
         self.tokenizer, self.categories, self.source = tokenizer, categories, source
-        self.merges, self.kilobytes = merges, kilobytes
+        self.merges, self.kilobytes, self.settled = merges, kilobytes, settled
 
     def __call__(self, seed: int) -> Findings:
         """Count pairs and solve the program; the seed does not matter."""
@@ -134,7 +141,7 @@ class TokenizerMixture(Study):
         texts = {name: texts_of(name, place, self.source) for name, place in self.categories.items()}
         attacker = [list(_bytes_of(rows, 1000 * self.kilobytes, name)) for name, rows in texts.items()]
         merges = tokenizer.merges[: self.merges]
-        found, solved = attack(tokenizer, attacker, merges)
+        found, solved = attack(tokenizer, attacker, merges, self.settled)
         numbers = {f"found_{name}": float(share) for name, share in zip(texts, found, strict=True)}
         told = {"slack": solved.slack, "merges": len(merges), "no_category": len(solved.missing)}
         return Findings(numbers | told)
@@ -157,10 +164,12 @@ def simplex(size: int, generator: np.random.Generator) -> np.ndarray:
     return np.diff([0, *cuts, 10_000]) / 10_000
 
 
-def attack(tokenizer: BytePairs, texts: Sequence[Sequence[str]], merges: Sequence[Pair]) -> tuple[np.ndarray, Shares]:
+def attack(
+    tokenizer: BytePairs, texts: Sequence[Sequence[str]], merges: Sequence[Pair], settled: float | None = None
+) -> tuple[np.ndarray, Shares]:
     """Return the byte shares of the categories that explain the merges best, and the solution that they come from."""
     histories: list[PairHistory] = [pair_history(tokenizer.words(each), merges) for each in texts]
-    shares = mixture_shares(histories, merges)
+    shares = mixture_shares(histories, merges, settled=settled)
     sizes = [_size(each) / history.total for each, history in zip(texts, histories, strict=True)]
     return byte_shares(shares.pairs, sizes), shares
 

@@ -37,6 +37,9 @@ def main() -> None:
     """Print a row for each number of merges."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--merges", type=int, nargs="+", default=[300, 1000, 3000])
+    parser.add_argument(
+        "--settled", type=float, help="end where no share has moved by more than this while the rows doubled"
+    )
     parser.add_argument("--kilobytes", type=int, default=500, help="of each category, for tokenizer and attacker each")
     told = parser.parse_args()
     texts = {name: texts_of(name, place, "local") for name, place in CATEGORIES.items()}
@@ -55,7 +58,7 @@ def main() -> None:
         began = time.perf_counter()
         histories = [pair_history(each, tokenizer.merges[:merges]) for each in words]
         counted = time.perf_counter()
-        found = mixture_shares(histories, tokenizer.merges[:merges])
+        found = mixture_shares(histories, tokenizer.merges[:merges], settled=told.settled)
         solved = time.perf_counter()
         rates = [
             sum(len(text.encode()) for text in each) / history.total

@@ -56,6 +56,15 @@ def test_categories_may_come_in_any_order():
     np.testing.assert_allclose(one, other[::-1], atol=1e-6)
 
 
+def test_shares_that_stand_still_are_the_shares():
+    trained = train_byte_pairs(mixed(0.7), 300)
+    others = [[row["text"] for row in LetterLanguage(number).rows("test", 400)] for number in (0, 3)]
+    (whole, exact), (found, early) = (attack(trained, others, trained.merges, settled) for settled in (None, 1e-3))
+    np.testing.assert_allclose(found, whole, atol=3e-3)
+    assert early.rows < exact.rows
+    assert early.slack <= exact.slack
+
+
 def test_mixtures_are_uniform_on_the_simplex():
     generator = np.random.default_rng(0)
     drawn = np.array([simplex(4, generator) for _ in range(4000)])
