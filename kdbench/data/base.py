@@ -7,7 +7,7 @@ views: the keyword arguments of one network each. ``inputs`` is the student's.
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import lightning.pytorch as pl
 import torch
@@ -29,14 +29,25 @@ SPLITS_OF = {
 """The splits that a stage of Lightning needs; the training rows always, for what is learnt from them (a vocabulary)."""
 
 
+class DataOptions(TypedDict, total=False):
+    """What every DataModule takes besides its data set, with the meanings and defaults of :class:`TaskData`."""
+
+    source: str
+    batch_size: int | None
+    eval_batch_size: int | None
+    num_workers: int
+    deal: Deal
+    train_rows: int | None
+
+
 class TaskData(pl.LightningDataModule):
     """Rows of a registered data set, encoded once, in resumable batches.
 
     Args:
         dataset: a name of the registry (``kdbench list data``).
         source: ``embedded``, ``local`` (a folder named by ``KDBENCH_DATA``) or ``hub``.
-        batch_size: rows in a training batch, on each device.
-        eval_batch_size: rows in a batch of validation and test.
+        batch_size: rows in a training batch, on each device; by default as many as ``batch_sizes`` says.
+        eval_batch_size: rows in a batch of validation and test; likewise.
         num_workers: processes that make batches; 0 makes them in the training process.
         deal: how the rows of a global batch are dealt to several devices (:class:`GroupedBatches`); where a loss compares
             rows, they are dealt as they come, and a short last batch is left out.
@@ -44,6 +55,8 @@ class TaskData(pl.LightningDataModule):
     """
 
     task: ClassVar[str]
+    batch_sizes: ClassVar[tuple[int, int]] = 32, 64
+    """Rows in a batch of training and of evaluation, unless others are asked for."""
     draws: int | None
     """How many random versions a row has; None: a new one in every epoch."""
 
@@ -51,19 +64,23 @@ class TaskData(pl.LightningDataModule):
         self,
         dataset: str,
         source: str = "embedded",
-        batch_size: int = 32,
-        eval_batch_size: int = 64,
+        batch_size: int | None = None,
+        eval_batch_size: int | None = None,
         num_workers: int = 0,
         deal: Deal = "snake",
         train_rows: int | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or eval_batch_size < 1:
-            raise ValueError(f"a batch has at least one row, got batch_size {batch_size} and {eval_batch_size}")
+        usual, usual_in_evaluation = self.batch_sizes
+        self.batch_size = usual if batch_size is None else batch_size
+        self.eval_batch_size = usual_in_evaluation if eval_batch_size is None else eval_batch_size
+        if self.batch_size < 1 or self.eval_batch_size < 1:
+            raise ValueError(
+                f"a batch has at least one row, got batch_size {self.batch_size} and {self.eval_batch_size}"
+            )
         if train_rows is not None and train_rows < 1:
             raise ValueError(f"train_rows is at least 1, got {train_rows}")
         self.dataset, self.source = dataset, source
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.deal = num_workers, deal
         self.train_rows = train_rows
         self.labels: list[str] | None = None

@@ -1,7 +1,7 @@
 """The DataModule of causal language models: a prompt, and the text that goes on with it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -9,12 +9,18 @@ from torch import Tensor
 
 from kdbench.data.base import Item, Row, field, numbered
 from kdbench.data.corruption import IGNORED
-from kdbench.data.samplers import Deal
-from kdbench.data.text import TextData, as_view, filled, pad
-from kdbench.data.tokenizers import TokenizerTraining
+from kdbench.data.text import TextData, TextOptions, as_view, filled, pad
 from kdbench.errors import UserError
 
 View = Mapping[str, Tensor]
+
+
+class CausalOptions(TextOptions, total=False):
+    """What every DataModule of prompts and responses takes, with the meanings and defaults of :class:`CausalLanguageModeling`."""
+
+    text: str
+    prompt: str | None
+    end: bool
 
 
 class CausalLanguageModeling(TextData):
@@ -28,17 +34,9 @@ class CausalLanguageModeling(TextData):
         text: the field of the response; without ``prompt`` its first ``prompt_length`` tokens are the prompt.
         prompt: a template of the prompt over the fields of the row, ``"Question: {question}\nAnswer: "``.
         prompt_length: the longest prompt in tokens; of a longer one the end is kept.
-        source: see :class:`TextData`.
-        batch_size: see :class:`TextData`.
-        max_length: the longest text in tokens, prompt and response together; ``max_length - prompt_length`` tokens of a
-            response are learnt, or drawn, at most.
-        tokenizer: see :class:`TextData`.
         end: put the tokenizer's end of a text behind each response that was not cut; a drawn text stops there.
-        group_by_length: see :class:`TextData`.
-        eval_batch_size: see :class:`TextData`.
-        num_workers: see :class:`TextData`.
-        deal: see :class:`TextData`.
-        train_rows: see :class:`TextData`.
+        options: see :class:`TextData`; ``max_length`` is that of prompt and response together: ``max_length - prompt_length``
+            tokens of a response are learnt, or drawn, at most.
     """
 
     task = "language"
@@ -50,32 +48,13 @@ class CausalLanguageModeling(TextData):
         text: str = "text",
         prompt: str | None = None,
         prompt_length: int = 32,
-        source: str = "embedded",
-        batch_size: int = 32,
-        max_length: int = 128,
-        tokenizer: TokenizerTraining | None = None,
         end: bool = True,
-        group_by_length: bool | None = None,
-        eval_batch_size: int = 64,
-        num_workers: int = 0,
-        deal: Deal = "snake",
-        train_rows: int | None = None,
+        **options: Unpack[TextOptions],
     ) -> None:
-        super().__init__(
-            dataset,
-            source,
-            batch_size,
-            max_length,
-            tokenizer,
-            group_by_length,
-            eval_batch_size,
-            num_workers,
-            deal,
-            train_rows,
-        )
-        if not 1 <= prompt_length < max_length:
+        super().__init__(dataset, **options)
+        if not 1 <= prompt_length < self.max_length:
             raise ValueError(
-                f"a prompt has at least 1 token and leaves room for a response in max_length {max_length}, got prompt_length "
+                f"a prompt has at least 1 token and leaves room for a response in max_length {self.max_length}, got prompt_length "
                 f"{prompt_length}"
             )
         self.text, self.prompt, self.prompt_length, self.end = text, prompt, prompt_length, end

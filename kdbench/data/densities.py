@@ -2,15 +2,14 @@
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.data.base import Item, Row, TaskData, class_numbers, field
+from kdbench.data.base import DataOptions, Item, Row, TaskData, class_numbers, field
 from kdbench.data.generators.density_mixtures import DensityMixture
-from kdbench.data.samplers import Deal
 from kdbench.data.vectors import checked_range, ranged
 from kdbench.errors import UserError
 
@@ -33,15 +32,11 @@ class DensitySamples(TaskData):
         samples: the field of the row that holds the sample: numbers, or an image ``[C, H, W]``.
         label: the field of the class, for networks that are told it; by default none is.
         value_range: two numbers that are brought to -1 and 1, ``[0, 255]`` for images; by default values stay as they are.
-        source: see :class:`~kdbench.data.base.TaskData`.
-        batch_size: see :class:`~kdbench.data.base.TaskData`.
-        eval_batch_size: see :class:`~kdbench.data.base.TaskData`.
-        num_workers: see :class:`~kdbench.data.base.TaskData`.
-        deal: see :class:`~kdbench.data.base.TaskData`.
-        train_rows: see :class:`~kdbench.data.base.TaskData`.
+        options: see :class:`~kdbench.data.base.TaskData`.
     """
 
     task = "density"
+    batch_sizes = 512, 2048
     draws = None
 
     def __init__(
@@ -50,14 +45,9 @@ class DensitySamples(TaskData):
         samples: str = "point",
         label: str | None = None,
         value_range: list[float] | None = None,
-        source: str = "embedded",
-        batch_size: int = 512,
-        eval_batch_size: int = 2048,
-        num_workers: int = 0,
-        deal: Deal = "snake",
-        train_rows: int | None = None,
+        **options: Unpack[DataOptions],
     ) -> None:
-        super().__init__(dataset, source, batch_size, eval_batch_size, num_workers, deal, train_rows)
+        super().__init__(dataset, **options)
         self.samples, self.label, self.value_range = samples, label, checked_range(value_range)
         self._columns: dict[str, dict[str, Tensor]] = {}
         """The columns of each split, so that a batch is one look-up."""

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from kdbench.data.base import Item, Row, field
-from kdbench.data.causal_language import CausalLanguageModeling
+from kdbench.data.causal_language import CausalLanguageModeling, CausalOptions
 from kdbench.data.noise import uniform
-from kdbench.data.samplers import Deal, GroupedBatches
+from kdbench.data.samplers import GroupedBatches
 from kdbench.data.shares import checked_shares, read_mixture
-from kdbench.data.tokenizers import TokenizerTraining
 from kdbench.errors import UserError, nearest
 from kdbench.models.origins import FromRun
 
@@ -25,19 +24,8 @@ class DomainMixture(CausalLanguageModeling):
             has left. They are normalised. By default rows come as often as the data have them.
         target: the domain whose texts are validation and test; by default all are.
         domain: the field of the row that names its domain.
-        text: see :class:`~kdbench.data.causal_language.CausalLanguageModeling`.
-        prompt: see :class:`~kdbench.data.causal_language.CausalLanguageModeling`.
         prompt_length: see :class:`~kdbench.data.causal_language.CausalLanguageModeling`.
-        source: see :class:`TextData`.
-        batch_size: see :class:`TextData`.
-        max_length: see :class:`~kdbench.data.causal_language.CausalLanguageModeling`.
-        tokenizer: see :class:`TextData`.
-        end: see :class:`~kdbench.data.causal_language.CausalLanguageModeling`.
-        group_by_length: see :class:`TextData`.
-        eval_batch_size: see :class:`TextData`.
-        num_workers: see :class:`TextData`.
-        deal: see :class:`TextData`.
-        train_rows: see :class:`TextData`.
+        options: see :class:`~kdbench.data.causal_language.CausalLanguageModeling`.
     """
 
     def __init__(
@@ -46,36 +34,10 @@ class DomainMixture(CausalLanguageModeling):
         weights: dict[str, float] | FromRun | None = None,
         target: str | None = None,
         domain: str = "domain",
-        text: str = "text",
-        prompt: str | None = None,
         prompt_length: int = 1,
-        source: str = "embedded",
-        batch_size: int = 32,
-        max_length: int = 128,
-        tokenizer: TokenizerTraining | None = None,
-        end: bool = True,
-        group_by_length: bool | None = None,
-        eval_batch_size: int = 64,
-        num_workers: int = 0,
-        deal: Deal = "snake",
-        train_rows: int | None = None,
+        **options: Unpack[CausalOptions],
     ) -> None:
-        super().__init__(
-            dataset,
-            text,
-            prompt,
-            prompt_length,
-            source,
-            batch_size,
-            max_length,
-            tokenizer,
-            end,
-            group_by_length,
-            eval_batch_size,
-            num_workers,
-            deal,
-            train_rows,
-        )
+        super().__init__(dataset, prompt_length=prompt_length, **options)
         self.weights, self.target, self.domain = weights, target, domain
 
     def encode(self, rows: list[Row]) -> list[Item]:

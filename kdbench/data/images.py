@@ -3,13 +3,13 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.data.base import Item, Row, TaskData, class_numbers, field, numbered
+from kdbench.data.base import DataOptions, Item, Row, TaskData, class_numbers, field, numbered
 from kdbench.data.corruption import IGNORED
 from kdbench.data.image_augmentation import ImageAugmentation, RandomResizedCrop
 from kdbench.data.image_files import as_array, centre_of, opened
@@ -17,7 +17,6 @@ from kdbench.data.image_views import IMAGENET, Normalise, normalisation
 from kdbench.data.mixing import Mixing, mix_labels
 from kdbench.data.negatives import Negatives
 from kdbench.data.noise import uniform
-from kdbench.data.samplers import Deal
 from kdbench.errors import UserError, nearest
 
 _CHANGE, _MIXING = range(2)  # what a random number is drawn for
@@ -38,12 +37,6 @@ class ImageClassification(TaskData):
         label: the field of the row that holds the class.
         image: the field of the image, uint8 ``[C, H, W]`` of one size or an
             :class:`~kdbench.data.image_files.EncodedImage`.
-        source: see :class:`~kdbench.data.base.TaskData`.
-        batch_size: see :class:`~kdbench.data.base.TaskData`.
-        eval_batch_size: see :class:`~kdbench.data.base.TaskData`.
-        num_workers: see :class:`~kdbench.data.base.TaskData`.
-        deal: see :class:`~kdbench.data.base.TaskData`.
-        train_rows: see :class:`~kdbench.data.base.TaskData`.
         labelled_rows: only the first so many training rows keep their labels. Losses on labels leave out the others
             (``-100``), which a teacher may label.
         image_size: the edge that images are resized to; default: as they are.
@@ -57,21 +50,17 @@ class ImageClassification(TaskData):
         draws: how many random versions of an image there are, in turn, which the teacher cache can keep; default: a new
             one in every epoch.
         negatives: also give ``negatives`` ``[B, K]``: so many rows of other classes for each row.
+        options: see :class:`~kdbench.data.base.TaskData`.
     """
 
     task = "classification"
+    batch_sizes = 64, 256
 
     def __init__(
         self,
         dataset: str,
         label: str = "label",
         image: str = "image",
-        source: str = "embedded",
-        batch_size: int = 64,
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
-        deal: Deal = "snake",
-        train_rows: int | None = None,
         labelled_rows: int | None = None,
         image_size: int | None = None,
         centre: float = 1.0,
@@ -81,8 +70,9 @@ class ImageClassification(TaskData):
         soft_labels: bool = False,
         draws: int | None = None,
         negatives: int | None = None,
+        **options: Unpack[DataOptions],
     ) -> None:
-        super().__init__(dataset, source, batch_size, eval_batch_size, num_workers, deal, train_rows)
+        super().__init__(dataset, **options)
         for name, number in (("labelled_rows", labelled_rows), ("draws", draws), ("negatives", negatives)):
             if number is not None and number < 1:
                 raise ValueError(f"{name} is at least 1, got {number}")

@@ -1,7 +1,7 @@
 """The DataModule of in-context classification: several texts in one input, of one group or not, some tokens hidden."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -9,9 +9,7 @@ import torch
 from kdbench.data.base import Item, Row, field, numbered
 from kdbench.data.corruption import IGNORED, mask_tokens
 from kdbench.data.noise import uniform
-from kdbench.data.samplers import Deal
-from kdbench.data.text import TextData, as_view, pad
-from kdbench.data.tokenizers import TokenizerTraining
+from kdbench.data.text import TextData, TextOptions, as_view, pad
 from kdbench.errors import UserError
 from kdbench.losses.base import check_share
 
@@ -32,15 +30,7 @@ class InContextClassification(TextData):
         group: the field of the group.
         parts: how many texts an input has, fewer where its group is smaller.
         rate: the share of tokens that are hidden; 0: none.
-        source: see :class:`TextData`.
-        batch_size: see :class:`TextData`.
-        max_length: of an input, in pieces; each text has an equal share.
-        tokenizer: see :class:`TextData`.
-        group_by_length: see :class:`TextData`.
-        eval_batch_size: see :class:`TextData`.
-        num_workers: see :class:`TextData`.
-        deal: see :class:`TextData`.
-        train_rows: see :class:`TextData`.
+        options: see :class:`TextData`; of ``max_length`` each text of an input has an equal share.
     """
 
     task = "classification"
@@ -53,30 +43,11 @@ class InContextClassification(TextData):
         group: str = "package",
         parts: int = 4,
         rate: float = 0.15,
-        source: str = "embedded",
-        batch_size: int = 32,
-        max_length: int = 128,
-        tokenizer: TokenizerTraining | None = None,
-        group_by_length: bool | None = None,
-        eval_batch_size: int = 64,
-        num_workers: int = 0,
-        deal: Deal = "snake",
-        train_rows: int | None = None,
+        **options: Unpack[TextOptions],
     ) -> None:
-        super().__init__(
-            dataset,
-            source,
-            batch_size,
-            max_length,
-            tokenizer,
-            group_by_length,
-            eval_batch_size,
-            num_workers,
-            deal,
-            train_rows,
-        )
-        if parts < 2 or max_length < 2 * parts + 1:
-            raise ValueError(f"an input of {max_length} pieces cannot hold {parts} texts; it has 2 or more")
+        super().__init__(dataset, **options)
+        if parts < 2 or self.max_length < 2 * parts + 1:
+            raise ValueError(f"an input of {self.max_length} pieces cannot hold {parts} texts; it has 2 or more")
         self.fields = [text]
         self.group, self.parts, self.rate = group, parts, check_share("rate", rate)
 

@@ -1,7 +1,7 @@
 """DataModules of labelled text: classification, tagging, similarity."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -10,9 +10,8 @@ from kdbench.data import registry
 from kdbench.data.augmentation import Augmentation
 from kdbench.data.base import Item, Row, class_numbers, field
 from kdbench.data.corruption import IGNORED
-from kdbench.data.samplers import Deal
-from kdbench.data.text import PlainViews, pad, text_fields, view_key
-from kdbench.data.tokenizers import TokenizerTraining, encode_words, split_words
+from kdbench.data.text import PlainViews, TextOptions, pad, text_fields, view_key
+from kdbench.data.tokenizers import encode_words, split_words
 from kdbench.errors import UserError
 
 
@@ -24,19 +23,11 @@ class TextClassification(PlainViews):
         label: the field of the row that holds the class.
         text: the field of the text, or two fields that are joined as a pair.
         classes: names of classes and the values of the field that belong to each; default: every value is a class.
-        source: see :class:`TextData`.
-        batch_size: see :class:`TextData`.
-        max_length: see :class:`TextData`.
-        tokenizer: see :class:`TextData`.
-        group_by_length: see :class:`TextData`.
-        eval_batch_size: see :class:`TextData`.
-        num_workers: see :class:`TextData`.
-        deal: see :class:`TextData`.
-        train_rows: see :class:`TextData`.
         transfer: the data set whose training texts are learnt from instead, without labels; the classes, validation and
             test stay those of ``dataset``.
         augment: how changed copies of the training texts are made. In each epoch a row comes as itself or as one of its
             copies, in turn; a copy has no label (``-100``, which the cross-entropy leaves out), the teacher labels it.
+        options: see :class:`TextData`.
     """
 
     task = "classification"
@@ -47,30 +38,11 @@ class TextClassification(PlainViews):
         label: str,
         text: str | list[str] = "text",
         classes: dict[str, list[str | int]] | None = None,
-        source: str = "embedded",
-        batch_size: int = 32,
-        max_length: int = 128,
-        tokenizer: TokenizerTraining | None = None,
-        group_by_length: bool | None = None,
-        eval_batch_size: int = 64,
-        num_workers: int = 0,
-        deal: Deal = "snake",
-        train_rows: int | None = None,
         transfer: str | None = None,
         augment: Augmentation | None = None,
+        **options: Unpack[TextOptions],
     ) -> None:
-        super().__init__(
-            dataset,
-            source,
-            batch_size,
-            max_length,
-            tokenizer,
-            group_by_length,
-            eval_batch_size,
-            num_workers,
-            deal,
-            train_rows,
-        )
+        super().__init__(dataset, **options)
         self.label, self.classes = label, classes
         self.transfer, self.augment = transfer, augment
         self.draws = 1 + (augment.copies if augment else 0)
@@ -136,45 +108,13 @@ class TokenTagging(PlainViews):
     Args:
         dataset: see :class:`TextData`.
         label: the field of the row that holds the words' classes.
-        source: see :class:`TextData`.
-        batch_size: see :class:`TextData`.
-        max_length: see :class:`TextData`; words beyond it in any view are not scored.
-        tokenizer: see :class:`TextData`.
-        group_by_length: see :class:`TextData`.
-        eval_batch_size: see :class:`TextData`.
-        num_workers: see :class:`TextData`.
-        deal: see :class:`TextData`.
-        train_rows: see :class:`TextData`.
+        options: see :class:`TextData`; words beyond ``max_length`` in any view are not scored.
     """
 
     task = "tagging"
 
-    def __init__(
-        self,
-        dataset: str,
-        label: str,
-        source: str = "embedded",
-        batch_size: int = 32,
-        max_length: int = 128,
-        tokenizer: TokenizerTraining | None = None,
-        group_by_length: bool | None = None,
-        eval_batch_size: int = 64,
-        num_workers: int = 0,
-        deal: Deal = "snake",
-        train_rows: int | None = None,
-    ) -> None:
-        super().__init__(
-            dataset,
-            source,
-            batch_size,
-            max_length,
-            tokenizer,
-            group_by_length,
-            eval_batch_size,
-            num_workers,
-            deal,
-            train_rows,
-        )
+    def __init__(self, dataset: str, label: str, **options: Unpack[TextOptions]) -> None:
+        super().__init__(dataset, **options)
         self.label = label
 
     def texts(self, row: Row) -> list[str]:
@@ -228,15 +168,7 @@ class TextSimilarity(PlainViews):
         first: the field of the first text.
         second: the field of the second text.
         score: the field of the score, from 0 to 5.
-        source: see :class:`TextData`.
-        batch_size: see :class:`TextData`.
-        max_length: see :class:`TextData`.
-        tokenizer: see :class:`TextData`.
-        group_by_length: see :class:`TextData`.
-        eval_batch_size: see :class:`TextData`.
-        num_workers: see :class:`TextData`.
-        deal: see :class:`TextData`.
-        train_rows: see :class:`TextData`.
+        options: see :class:`TextData`.
     """
 
     task = "similarity"
@@ -247,28 +179,9 @@ class TextSimilarity(PlainViews):
         first: str = "first",
         second: str = "second",
         score: str = "score",
-        source: str = "embedded",
-        batch_size: int = 32,
-        max_length: int = 128,
-        tokenizer: TokenizerTraining | None = None,
-        group_by_length: bool | None = None,
-        eval_batch_size: int = 64,
-        num_workers: int = 0,
-        deal: Deal = "snake",
-        train_rows: int | None = None,
+        **options: Unpack[TextOptions],
     ) -> None:
-        super().__init__(
-            dataset,
-            source,
-            batch_size,
-            max_length,
-            tokenizer,
-            group_by_length,
-            eval_batch_size,
-            num_workers,
-            deal,
-            train_rows,
-        )
+        super().__init__(dataset, **options)
         self.fields = [first, second]
         self.score = score
 

@@ -1,7 +1,7 @@
 """The DataModule of masked language modelling."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -9,9 +9,8 @@ import torch
 from kdbench.data.alignment import aligned_positions
 from kdbench.data.base import Item, Row
 from kdbench.data.corruption import WordView, mask_tokens, mask_words, token_weights
-from kdbench.data.samplers import Deal
-from kdbench.data.text import TextData, as_view, pad, view_key
-from kdbench.data.tokenizers import TokenizerTraining, encode_words, split_words
+from kdbench.data.text import TextData, TextOptions, as_view, pad, view_key
+from kdbench.data.tokenizers import encode_words, split_words
 from kdbench.errors import UserError
 
 
@@ -23,21 +22,13 @@ class MaskedLanguageModeling(TextData):
 
     Args:
         dataset: see :class:`TextData`.
-        source: see :class:`TextData`.
-        batch_size: see :class:`TextData`.
-        max_length: see :class:`TextData`.
-        tokenizer: see :class:`TextData`.
         rate: the share of tokens that is predicted.
         power: of the token counts; 0 masks all tokens alike.
         draws: how many maskings a row has, taken in turn, the share counted by rows; they belong to the data, whatever the
             seed of the run, so that runs can share what a teacher says of them. None draws anew in each epoch, the share
             counted over the batch as DistilBERT's code does.
         min_length: shorter texts, in pieces, are dropped from training.
-        group_by_length: see :class:`TextData`.
-        eval_batch_size: see :class:`TextData`.
-        num_workers: see :class:`TextData`.
-        deal: see :class:`TextData`.
-        train_rows: see :class:`TextData`.
+        options: see :class:`TextData`.
     """
 
     task = "masked_language"
@@ -45,32 +36,13 @@ class MaskedLanguageModeling(TextData):
     def __init__(
         self,
         dataset: str,
-        source: str = "embedded",
-        batch_size: int = 32,
-        max_length: int = 128,
-        tokenizer: TokenizerTraining | None = None,
         rate: float = 0.15,
         power: float = 0.7,
         draws: int | None = None,
         min_length: int = 0,
-        group_by_length: bool | None = None,
-        eval_batch_size: int = 64,
-        num_workers: int = 0,
-        deal: Deal = "snake",
-        train_rows: int | None = None,
+        **options: Unpack[TextOptions],
     ) -> None:
-        super().__init__(
-            dataset,
-            source,
-            batch_size,
-            max_length,
-            tokenizer,
-            group_by_length,
-            eval_batch_size,
-            num_workers,
-            deal,
-            train_rows,
-        )
+        super().__init__(dataset, **options)
         if not 0 < rate < 1:
             raise ValueError(f"rate is the share of masked tokens in (0, 1), got {rate}")
         if draws is not None and draws < 1:

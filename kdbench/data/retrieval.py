@@ -1,14 +1,12 @@
 """The DataModule of retrieval: pairs of texts that belong together."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from kdbench.data.base import Item, Row, field
 from kdbench.data.noise import uniform
 from kdbench.data.renaming import rename_words
-from kdbench.data.samplers import Deal
-from kdbench.data.text import PlainViews
-from kdbench.data.tokenizers import TokenizerTraining
+from kdbench.data.text import PlainViews, TextOptions
 from kdbench.losses.base import check_share
 
 
@@ -23,18 +21,11 @@ class TextRetrieval(PlainViews):
             code snippet for retrieval:``; by default they have none.
         rename: the probability with which a training row's second text comes with other names for the words that come back
             (:func:`~kdbench.data.renaming.rename_words`).
-        source: see :class:`TextData`.
-        batch_size: see :class:`TextData`.
-        max_length: see :class:`TextData`; of each text.
-        tokenizer: see :class:`TextData`.
-        group_by_length: see :class:`TextData`.
-        eval_batch_size: see :class:`TextData`.
-        num_workers: see :class:`TextData`.
-        deal: see :class:`TextData`.
-        train_rows: see :class:`TextData`.
+        options: see :class:`TextData`; ``max_length`` is that of each text.
     """
 
     task = "retrieval"
+    batch_sizes = 64, 64
 
     def __init__(
         self,
@@ -43,28 +34,9 @@ class TextRetrieval(PlainViews):
         second: str = "code",
         instructions: list[str] | None = None,
         rename: float = 0.0,
-        source: str = "embedded",
-        batch_size: int = 64,
-        max_length: int = 128,
-        tokenizer: TokenizerTraining | None = None,
-        group_by_length: bool | None = None,
-        eval_batch_size: int = 64,
-        num_workers: int = 0,
-        deal: Deal = "snake",
-        train_rows: int | None = None,
+        **options: Unpack[TextOptions],
     ) -> None:
-        super().__init__(
-            dataset,
-            source,
-            batch_size,
-            max_length,
-            tokenizer,
-            group_by_length,
-            eval_batch_size,
-            num_workers,
-            deal,
-            train_rows,
-        )
+        super().__init__(dataset, **options)
         if instructions is not None and len(instructions) != 2:
             raise ValueError(f"instructions are two, one for each text, got {instructions}")
         self.fields = [first, second]

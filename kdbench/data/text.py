@@ -5,17 +5,24 @@
 
 from collections.abc import Sequence
 from string import Formatter
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdbench.data.alignment import same_vocabulary
-from kdbench.data.base import Item, Row, TaskData, field, numbered
-from kdbench.data.samplers import Deal
+from kdbench.data.base import DataOptions, Item, Row, TaskData, field, numbered
 from kdbench.data.tokenizers import TokenizerTraining
 from kdbench.errors import UserError
+
+
+class TextOptions(DataOptions, total=False):
+    """What every DataModule of text takes besides its data set, with the meanings and defaults of :class:`TextData`."""
+
+    max_length: int
+    tokenizer: TokenizerTraining | None
+    group_by_length: bool | None
 
 
 class TextData(TaskData):
@@ -23,17 +30,11 @@ class TextData(TaskData):
 
     Args:
         dataset: a name of the registry (``kdbench list data``).
-        source: ``embedded``, ``local`` (a folder named by ``KDBENCH_DATA``) or ``hub``.
-        batch_size: rows in a training batch, on each device.
         max_length: the longest text in pieces, special ones included; longer ones are cut.
         tokenizer: how a vocabulary is trained from the training texts, for networks that bring none.
         group_by_length: batches of similar length, drawn anew each epoch, or plain shuffled ones. By default they are
             grouped unless a loss compares the rows of a batch with one another.
-        eval_batch_size: rows in a batch of validation and test.
-        num_workers: processes that make batches; 0 makes them in the training process.
-        deal: how the rows of a global batch are dealt to several devices (:class:`GroupedBatches`), so that all have equal
-            work; where a loss compares rows, they are dealt as they come, and a short last batch is left out.
-        train_rows: learn from the first so many training rows alone; vocabulary and word counts are still those of all.
+        options: see :class:`~kdbench.data.base.TaskData`; vocabulary and word counts are those of all training rows.
     """
 
     fields: Sequence[str] = ("text",)
@@ -42,17 +43,12 @@ class TextData(TaskData):
     def __init__(
         self,
         dataset: str,
-        source: str = "embedded",
-        batch_size: int = 32,
         max_length: int = 128,
         tokenizer: TokenizerTraining | None = None,
         group_by_length: bool | None = None,
-        eval_batch_size: int = 64,
-        num_workers: int = 0,
-        deal: Deal = "snake",
-        train_rows: int | None = None,
+        **options: Unpack[DataOptions],
     ) -> None:
-        super().__init__(dataset, source, batch_size, eval_batch_size, num_workers, deal, train_rows)
+        super().__init__(dataset, **options)
         if max_length < 4:
             raise ValueError(f"max_length leaves no room for a text: {max_length}")
         self.max_length = max_length

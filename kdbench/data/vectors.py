@@ -1,14 +1,13 @@
 """DataModules of plain vectors of numbers."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.data.base import Item, Row, TaskData, class_numbers, field, numbered
-from kdbench.data.samplers import Deal
+from kdbench.data.base import DataOptions, Item, Row, TaskData, class_numbers, field, numbered
 from kdbench.errors import UserError
 
 
@@ -20,15 +19,11 @@ class VectorClassification(TaskData):
         label: the field of the row that holds the class.
         features: the field of the numbers, as many in every row; those of an image follow one another.
         value_range: two numbers that are brought to -1 and 1, ``[0, 255]`` for images; by default values stay as they are.
-        source: see :class:`~kdbench.data.base.TaskData`.
-        batch_size: see :class:`~kdbench.data.base.TaskData`.
-        eval_batch_size: see :class:`~kdbench.data.base.TaskData`.
-        num_workers: see :class:`~kdbench.data.base.TaskData`.
-        deal: see :class:`~kdbench.data.base.TaskData`.
-        train_rows: see :class:`~kdbench.data.base.TaskData`.
+        options: see :class:`~kdbench.data.base.TaskData`.
     """
 
     task = "classification"
+    batch_sizes = 64, 512
     draws = 1
 
     def __init__(
@@ -37,14 +32,9 @@ class VectorClassification(TaskData):
         label: str = "label",
         features: str = "features",
         value_range: list[float] | None = None,
-        source: str = "embedded",
-        batch_size: int = 64,
-        eval_batch_size: int = 512,
-        num_workers: int = 0,
-        deal: Deal = "snake",
-        train_rows: int | None = None,
+        **options: Unpack[DataOptions],
     ) -> None:
-        super().__init__(dataset, source, batch_size, eval_batch_size, num_workers, deal, train_rows)
+        super().__init__(dataset, **options)
         self.label, self.features, self.value_range = label, features, checked_range(value_range)
 
     def read_labels(self, rows: dict[str, list[Row]]) -> list[str]:

@@ -1,6 +1,7 @@
 """Adaptive generative distillation: the student writes text only as often as validation asks for it, and learns from it again."""
 
 import math
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -12,13 +13,11 @@ from kdbench.data.noise import uniform
 from kdbench.errors import UserError
 from kdbench.losses.base import check_share
 from kdbench.losses.divergences import SkewKL
-from kdbench.methods.base import Optimizer
 from kdbench.methods.evaluation import results
-from kdbench.methods.generative import GenerativeDistillation, Reduction, widened
-from kdbench.methods.objective import Batch, Term
-from kdbench.methods.optimizers import Schedule
+from kdbench.methods.generative import GenerativeDistillation, GenerativeOptions, widened
+from kdbench.methods.objective import Batch
 from kdbench.methods.writing import STREAMS
-from kdbench.models.generation import Sampling, evaluating
+from kdbench.models.generation import evaluating
 from kdbench.models.origins import Origin
 
 
@@ -38,15 +37,7 @@ class AdaptiveDistillation(GenerativeDistillation):
         rise: what is added to phi, up to 1.
         tolerance: see above, in nats.
         capacity: how many texts the buffer keeps, the newest.
-        sampling: see :class:`GenerativeDistillation`.
-        reduction: see :class:`GenerativeDistillation`.
-        plain_weight: see :class:`GenerativeDistillation`.
-        objective: see :class:`GenerativeDistillation`.
-        references: see :class:`Distillation`.
-        optimizer: see :class:`Distillation`.
-        schedule: see :class:`Distillation`.
-        weight_decay: see :class:`Distillation`.
-        train: see :class:`Distillation`.
+        options: see :class:`GenerativeDistillation`.
     """
 
     def __init__(
@@ -58,35 +49,14 @@ class AdaptiveDistillation(GenerativeDistillation):
         rise: float = 0.1,
         tolerance: float = 0.1,
         capacity: int = 1000,
-        sampling: Sampling | None = None,
-        reduction: Reduction = "token",
-        plain_weight: float = 0.0,
-        objective: dict[str, Term] | None = None,
-        references: dict[str, Origin | str] | None = None,
-        optimizer: Optimizer | None = None,
-        schedule: Schedule | None = None,
-        weight_decay: float = 0.0,
-        train: list[str] | None = None,
+        **options: Unpack[GenerativeOptions],
     ) -> None:
         check_share("start", start)
         check_share("rise", rise)
         if capacity < 1:
             raise ValueError(f"the buffer keeps a text or more, got capacity {capacity}")
-        super().__init__(
-            student,
-            teacher,
-            {"data": 0.5, "student": 0.5},  # who may write; how often, phi says
-            sampling=sampling,
-            divergence=divergence or SkewKL(direction="reverse"),
-            reduction=reduction,
-            plain_weight=plain_weight,
-            objective=objective,
-            references=references,
-            optimizer=optimizer,
-            schedule=schedule,
-            weight_decay=weight_decay,
-            train=train,
-        )
+        text = {"data": 0.5, "student": 0.5}  # who may write; how often, phi says
+        super().__init__(student, teacher, text, divergence=divergence or SkewKL(direction="reverse"), **options)
         self.rise, self.tolerance, self.capacity = rise, tolerance, capacity
         self.register_buffer("phi", torch.tensor(start, dtype=torch.float64))
         self.register_buffer("bar", torch.tensor(math.nan, dtype=torch.float64))

@@ -1,15 +1,15 @@
 """Self-attention distillation: a student relates its tokens as its teacher does (Wang et al. 2020, arXiv 2002.10957)."""
 
 import copy
+from typing import Unpack
 
 from torch import nn
 
 from kdbench.errors import UserError, nearest
 from kdbench.losses.relations import RelationDivergence
-from kdbench.methods.base import Distillation, Optimizer
+from kdbench.methods.base import Distillation, TextLearningOptions
 from kdbench.methods.feature import checked_pairs, numbered
 from kdbench.methods.objective import Term
-from kdbench.methods.optimizers import Schedule
 from kdbench.models.origins import Origin
 
 PROJECTIONS = ("query", "key", "value")
@@ -34,12 +34,7 @@ class AttentionDistillation(Distillation):
         loss: of two projections of a layer of each, made with ``heads``; by default
             :class:`~kdbench.losses.relations.RelationDivergence`.
         objective: further terms.
-        references: see :class:`Distillation`.
-        optimizer: see :class:`Distillation`.
-        schedule: see :class:`Distillation`.
-        weight_decay: see :class:`Distillation`.
-        unpad: see :class:`Distillation`.
-        train: see :class:`Distillation`.
+        options: see :class:`Distillation`.
     """
 
     def __init__(
@@ -51,12 +46,7 @@ class AttentionDistillation(Distillation):
         layers: list[list[int]] | None = None,
         loss: nn.Module | None = None,
         objective: dict[str, Term] | None = None,
-        references: dict[str, Origin | str] | None = None,
-        optimizer: Optimizer | None = None,
-        schedule: Schedule | None = None,
-        weight_decay: float = 0.0,
-        unpad: bool = False,
-        train: list[str] | None = None,
+        **options: Unpack[TextLearningOptions],
     ) -> None:
         pairs = checked_pairs(layers if layers is not None else [[-1, -1]])
         loss = loss or RelationDivergence(heads)
@@ -69,9 +59,7 @@ class AttentionDistillation(Distillation):
                 taps = [f"{each}.{ours}" for each in both]
                 terms[name] = Term(copy.deepcopy(loss), weight, taps, [f"teacher.{each}.{theirs}" for each in both])
         terms |= objective or {}
-        super().__init__(
-            student, terms, {"teacher": teacher}, references, optimizer, schedule, weight_decay, unpad, train
-        )
+        super().__init__(student, terms, {"teacher": teacher}, **options)
         self.heads = heads
         self.maps = next((each for each in relations if len(set(_projections(each))) == 2), None)
 

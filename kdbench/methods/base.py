@@ -4,7 +4,7 @@ import logging
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import torch
 from safetensors.torch import load_file
@@ -32,6 +32,22 @@ class Store(Protocol):
         self, module: "Distillation", name: str, taps: list[str], build: Callable[[], Reader]
     ) -> StoredReader | None:
         """Return what reads the taps of a teacher from the store, or None when they are to be computed at each step."""
+
+
+class LearningOptions(TypedDict, total=False):
+    """What every family takes besides its networks and terms, with the meanings and defaults of :class:`Distillation`."""
+
+    references: dict[str, Origin | str] | None
+    optimizer: Optimizer | None
+    schedule: Schedule | None
+    weight_decay: float
+    train: list[str] | None
+
+
+class TextLearningOptions(LearningOptions, total=False):
+    """The same for families that can run on real tokens alone."""
+
+    unpad: bool
 
 
 class Distillation(Evaluation):

@@ -4,16 +4,17 @@ All work on denoisers ``D(x, sigma)`` of samples ``x = x0 + sigma n`` (:mod:`kdb
 of what a generator makes is in :mod:`kdbench.methods.score_distillation`.
 """
 
+from typing import Unpack
+
 import torch
 from torch import Generator, Tensor
 
 from kdbench.errors import UserError
 from kdbench.losses.denoising import ConsistencyLoss, DenoisingLoss, Distance, Weighting, progressive_target
-from kdbench.methods.base import Distillation, Optimizer
+from kdbench.methods.base import Distillation, LearningOptions
 from kdbench.methods.drawing import Drawing, Sampling, noisy
 from kdbench.methods.noise_levels import LogNormalLevels, NoiseLevels
 from kdbench.methods.objective import Batch, Term, Values
-from kdbench.methods.optimizers import Schedule
 from kdbench.models.denoiser import Guided, drop_labels
 from kdbench.models.moving_average import MovingAverage
 from kdbench.models.origins import Origin
@@ -33,11 +34,7 @@ class DenoisingTraining(Drawing, Distillation):
         sampling: how each network draws the samples that it is scored by; a network that is not named draws as the student.
         judge: the origin of a classifier of the samples, in whose features they are compared.
         objective: further terms.
-        references: see :class:`~kdbench.methods.base.Distillation`.
-        optimizer: see :class:`~kdbench.methods.base.Distillation`.
-        schedule: see :class:`~kdbench.methods.base.Distillation`.
-        weight_decay: see :class:`~kdbench.methods.base.Distillation`.
-        train: see :class:`~kdbench.methods.base.Distillation`.
+        options: see :class:`~kdbench.methods.base.Distillation`.
     """
 
     def __init__(
@@ -50,16 +47,12 @@ class DenoisingTraining(Drawing, Distillation):
         sampling: dict[str, Sampling] | None = None,
         judge: Origin | None = None,
         objective: dict[str, Term] | None = None,
-        references: dict[str, Origin | str] | None = None,
-        optimizer: Optimizer | None = None,
-        schedule: Schedule | None = None,
-        weight_decay: float = 0.0,
-        train: list[str] | None = None,
+        **options: Unpack[LearningOptions],
     ) -> None:
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout is a share below 1, got {label_dropout}")
         terms = {"denoising": Term(DenoisingLoss(weighting), student="denoised", labels="clean")} | (objective or {})
-        super().__init__(student, terms, None, references, optimizer, schedule, weight_decay, train=train)
+        super().__init__(student, terms, **options)
         self.draw_by(sampling, judge, average_decay)
         self.levels, self.label_dropout = levels or LogNormalLevels(), label_dropout
 
@@ -100,11 +93,7 @@ class ProgressiveDistillation(Drawing, Distillation):
         sampling: see :class:`DenoisingTraining`; that of the student gives N.
         judge: see :class:`DenoisingTraining`.
         objective: further terms.
-        references: see :class:`~kdbench.methods.base.Distillation`.
-        optimizer: see :class:`~kdbench.methods.base.Distillation`.
-        schedule: see :class:`~kdbench.methods.base.Distillation`; the paper's falls to 0 in a line in every stage.
-        weight_decay: see :class:`~kdbench.methods.base.Distillation`.
-        train: see :class:`~kdbench.methods.base.Distillation`.
+        options: see :class:`~kdbench.methods.base.Distillation`; the paper's learning rate falls to 0 in a line in every stage.
     """
 
     def __init__(
@@ -117,17 +106,10 @@ class ProgressiveDistillation(Drawing, Distillation):
         average_decay: float | None = None,
         judge: Origin | None = None,
         objective: dict[str, Term] | None = None,
-        references: dict[str, Origin | str] | None = None,
-        optimizer: Optimizer | None = None,
-        schedule: Schedule | None = None,
-        weight_decay: float = 0.0,
-        train: list[str] | None = None,
+        **options: Unpack[LearningOptions],
     ) -> None:
         terms = {"progressive": Term(DenoisingLoss(weighting), student="denoised", teacher="teacher.denoised")}
-        teachers = {"teacher": teacher}
-        super().__init__(
-            student, terms | (objective or {}), teachers, references, optimizer, schedule, weight_decay, train=train
-        )
+        super().__init__(student, terms | (objective or {}), {"teacher": teacher}, **options)
         self.draw_by(sampling, judge, average_decay)
         self.guidance = guidance
         how = self.sampling["student"]
@@ -185,11 +167,7 @@ class ConsistencyDistillation(Drawing, Distillation):
         sampling: see :class:`DenoisingTraining`; by default the student denoises once, at the largest level.
         judge: see :class:`DenoisingTraining`.
         objective: further terms.
-        references: see :class:`~kdbench.methods.base.Distillation`.
-        optimizer: see :class:`~kdbench.methods.base.Distillation`.
-        schedule: see :class:`~kdbench.methods.base.Distillation`.
-        weight_decay: see :class:`~kdbench.methods.base.Distillation`.
-        train: see :class:`~kdbench.methods.base.Distillation`.
+        options: see :class:`~kdbench.methods.base.Distillation`.
     """
 
     def __init__(
@@ -206,11 +184,7 @@ class ConsistencyDistillation(Drawing, Distillation):
         sampling: dict[str, Sampling] | None = None,
         judge: Origin | None = None,
         objective: dict[str, Term] | None = None,
-        references: dict[str, Origin | str] | None = None,
-        optimizer: Optimizer | None = None,
-        schedule: Schedule | None = None,
-        weight_decay: float = 0.0,
-        train: list[str] | None = None,
+        **options: Unpack[LearningOptions],
     ) -> None:
         if levels < 2:
             raise ValueError(
@@ -219,10 +193,7 @@ class ConsistencyDistillation(Drawing, Distillation):
         if not 0 <= target_decay < 1:
             raise ValueError(f"target_decay is a share below 1, got {target_decay}")
         terms = {"consistency": Term(ConsistencyLoss(distance), student="denoised", teacher="teacher.denoised")}
-        teachers = {"teacher": teacher}
-        super().__init__(
-            student, terms | (objective or {}), teachers, references, optimizer, schedule, weight_decay, train=train
-        )
+        super().__init__(student, terms | (objective or {}), {"teacher": teacher}, **options)
         one = Sampling("consistency", levels=[largest])
         self.draw_by({"student": one, **(sampling or {})}, judge, average_decay)
         self.levels, self.largest, self.rho = levels, largest, rho
@@ -285,11 +256,7 @@ class PairRegression(Drawing, Distillation):
         sampling: see :class:`DenoisingTraining`; the student's first level is sigma.
         average_decay: see :class:`DenoisingTraining`.
         judge: see :class:`DenoisingTraining`.
-        references: see :class:`~kdbench.methods.base.Distillation`.
-        optimizer: see :class:`~kdbench.methods.base.Distillation`.
-        schedule: see :class:`~kdbench.methods.base.Distillation`.
-        weight_decay: see :class:`~kdbench.methods.base.Distillation`.
-        train: see :class:`~kdbench.methods.base.Distillation`.
+        options: see :class:`~kdbench.methods.base.Distillation`.
     """
 
     def __init__(
@@ -299,16 +266,10 @@ class PairRegression(Drawing, Distillation):
         sampling: dict[str, Sampling],
         average_decay: float | None = None,
         judge: Origin | None = None,
-        references: dict[str, Origin | str] | None = None,
-        optimizer: Optimizer | None = None,
-        schedule: Schedule | None = None,
-        weight_decay: float = 0.0,
-        train: list[str] | None = None,
+        **options: Unpack[LearningOptions],
     ) -> None:
         terms = {"regression": Term(DenoisingLoss("x0"), student="denoised", teacher="teacher.denoised")}
-        super().__init__(
-            student, terms, {"teacher": teacher}, references, optimizer, schedule, weight_decay, train=train
-        )
+        super().__init__(student, terms, {"teacher": teacher}, **options)
         self.draw_by(sampling, judge, average_decay)
         self.made: Tensor | None = None
         """The samples of all pairs, while the fit lasts."""

@@ -1,6 +1,6 @@
 """Several teachers, also with vocabularies of their own (Avram et al. 2022, arXiv 2112.12650)."""
 
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,8 @@ from kdbench.errors import UserError, nearest
 from kdbench.losses.divergences import fold_logits
 from kdbench.losses.language import IGNORED
 from kdbench.losses.rows import select_rows
-from kdbench.methods.base import Distillation, Optimizer
+from kdbench.methods.base import Distillation, TextLearningOptions
 from kdbench.methods.objective import Batch, Match, Term, same_rows
-from kdbench.methods.optimizers import Schedule
 from kdbench.methods.tasks import MaskedLanguage
 from kdbench.models.origins import Origin
 
@@ -39,12 +38,7 @@ class EnsembleDistillation(Distillation):
         teachers: the origins of the teachers by name.
         objective: the terms.
         align: the alignment of each teacher whose vocabulary is not the student's.
-        references: see :class:`Distillation`.
-        optimizer: see :class:`Distillation`.
-        schedule: see :class:`Distillation`.
-        weight_decay: see :class:`Distillation`.
-        unpad: see :class:`Distillation`.
-        train: see :class:`Distillation`.
+        options: see :class:`Distillation`.
     """
 
     def __init__(
@@ -53,14 +47,9 @@ class EnsembleDistillation(Distillation):
         teachers: dict[str, Origin],
         objective: dict[str, Term],
         align: dict[str, Align] | None = None,
-        references: dict[str, Origin | str] | None = None,
-        optimizer: Optimizer | None = None,
-        schedule: Schedule | None = None,
-        weight_decay: float = 0.0,
-        unpad: bool = False,
-        train: list[str] | None = None,
+        **options: Unpack[TextLearningOptions],
     ) -> None:
-        super().__init__(student, objective, teachers, references, optimizer, schedule, weight_decay, unpad, train)
+        super().__init__(student, objective, teachers, **options)
         self.align = align or {}
         for name in self.align:
             if name not in teachers:

@@ -2,14 +2,13 @@
 
 import copy
 from collections.abc import Sized
-from typing import Literal
+from typing import Literal, Unpack
 
 from torch import nn
 
 from kdbench.losses.hints import MeanSquaredError
-from kdbench.methods.base import Distillation, Optimizer
+from kdbench.methods.base import Distillation, TextLearningOptions
 from kdbench.methods.objective import Term
-from kdbench.methods.optimizers import Schedule
 from kdbench.models.origins import Origin
 
 
@@ -28,12 +27,7 @@ class FeatureDistillation(Distillation):
         weight: of the hints.
         pool: one vector a text in the place of all its tokens: ``first``, the first token, or ``mean``.
         objective: further terms.
-        references: see :class:`Distillation`.
-        optimizer: see :class:`Distillation`.
-        schedule: see :class:`Distillation`.
-        weight_decay: see :class:`Distillation`.
-        unpad: see :class:`Distillation`.
-        train: see :class:`Distillation`.
+        options: see :class:`Distillation`.
     """
 
     def __init__(
@@ -45,12 +39,7 @@ class FeatureDistillation(Distillation):
         weight: float = 1.0,
         pool: Literal["first", "mean"] | None = None,
         objective: dict[str, Term] | None = None,
-        references: dict[str, Origin | str] | None = None,
-        optimizer: Optimizer | None = None,
-        schedule: Schedule | None = None,
-        weight_decay: float = 0.0,
-        unpad: bool = False,
-        train: list[str] | None = None,
+        **options: Unpack[TextLearningOptions],
     ) -> None:
         loss = loss or MeanSquaredError(project=True)
         suffix = f".{pool}" if pool else ""
@@ -66,9 +55,7 @@ class FeatureDistillation(Distillation):
                 for place, (ours, theirs) in enumerate(pairs, 1)
             }
         terms = hints | (objective or {})
-        super().__init__(
-            student, terms, {"teacher": teacher}, references, optimizer, schedule, weight_decay, unpad, train
-        )
+        super().__init__(student, terms, {"teacher": teacher}, **options)
 
 
 def numbered(name: str, place: int, among: Sized) -> str:

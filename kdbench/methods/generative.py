@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import numpy as np
 import torch
@@ -14,9 +14,8 @@ from kdbench.errors import nearest
 from kdbench.losses.base import check_choice, check_share
 from kdbench.losses.divergences import KLDivergence
 from kdbench.losses.language import CrossEntropy, TokenCrossEntropy
-from kdbench.methods.base import Distillation, Optimizer
+from kdbench.methods.base import Distillation, LearningOptions
 from kdbench.methods.objective import Batch, Term, Values
-from kdbench.methods.optimizers import Schedule
 from kdbench.methods.writing import STREAMS, Writing
 from kdbench.models.generation import Sampling
 from kdbench.models.origins import Origin
@@ -24,6 +23,15 @@ from kdbench.models.origins import Origin
 Writer = Literal["data", "teacher", "student"]
 Unit = Literal["batch", "row"]
 Reduction = Literal["token", "sequence"]
+
+
+class GenerativeOptions(LearningOptions, total=False):
+    """The options of :class:`GenerativeDistillation` that also make sense where validation says who writes."""
+
+    sampling: Sampling | None
+    reduction: Reduction
+    plain_weight: float
+    objective: dict[str, Term] | None
 
 
 class GenerativeDistillation(Writing, Distillation):
@@ -52,11 +60,7 @@ class GenerativeDistillation(Writing, Distillation):
         plain_weight: of the cross-entropy of the row's own text, whoever writes what is learnt from.
         objective: further terms, over ``predicts`` or ``by_data``, ``by_teacher`` and ``by_student``, the positions that each
             has written; one named ``divergence``, ``text`` or ``plain`` replaces the term of that name.
-        references: see :class:`Distillation`.
-        optimizer: see :class:`Distillation`.
-        schedule: see :class:`Distillation`.
-        weight_decay: see :class:`Distillation`.
-        train: see :class:`Distillation`.
+        options: see :class:`Distillation`.
     """
 
     def __init__(
@@ -71,11 +75,7 @@ class GenerativeDistillation(Writing, Distillation):
         reduction: Reduction = "token",
         plain_weight: float = 0.0,
         objective: dict[str, Term] | None = None,
-        references: dict[str, Origin | str] | None = None,
-        optimizer: Optimizer | None = None,
-        schedule: Schedule | None = None,
-        weight_decay: float = 0.0,
-        train: list[str] | None = None,
+        **options: Unpack[LearningOptions],
     ) -> None:
         text = check_text(text or {"data": 1.0})
         check_choice("unit", unit, get_args(Unit))
@@ -91,9 +91,7 @@ class GenerativeDistillation(Writing, Distillation):
             "plain": Term(CrossEntropy(), plain_weight, student="plain.logits", labels="plain_labels"),
         }
         terms = {name: term for name, term in (terms | (objective or {})).items() if term.weight}
-        super().__init__(
-            student, terms, {"teacher": teacher}, references, optimizer, schedule, weight_decay, train=train
-        )
+        super().__init__(student, terms, {"teacher": teacher}, **options)
         self.text, self.unit, self.drawn_by = text, unit, sampling
         self.kept: dict[str, Tensor] | None = None
         """The teacher's text of every training row, while the fit lasts."""

@@ -1,6 +1,6 @@
 """Logit distillation: the student matches one teacher's softened distribution (Hinton et al. 2015, arXiv 1503.02531)."""
 
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
@@ -9,11 +9,18 @@ from kdbench.errors import UserError
 from kdbench.losses.base import check_share
 from kdbench.losses.divergences import KLDivergence
 from kdbench.losses.language import CrossEntropy
-from kdbench.methods.base import Distillation, Optimizer
+from kdbench.methods.base import Distillation, LearningOptions, TextLearningOptions
 from kdbench.methods.objective import Batch, Term
-from kdbench.methods.optimizers import Schedule
 from kdbench.methods.tasks import Classification
 from kdbench.models.origins import Origin
+
+
+class SoftLabelOptions(LearningOptions, total=False):
+    """The options of :class:`LogitDistillation` that also make sense where texts are mixed."""
+
+    temperature: float
+    soft_weight: float
+    objective: dict[str, Term] | None
 
 
 class LogitDistillation(Distillation):
@@ -26,12 +33,7 @@ class LogitDistillation(Distillation):
         soft_weight: alpha, the weight of the soft term; the labels get ``1 - alpha``.
         labels: the field of the batch that holds the labels.
         objective: further terms; one named ``soft`` or ``hard`` replaces the term of that name.
-        references: see :class:`Distillation`.
-        optimizer: see :class:`Distillation`.
-        schedule: see :class:`Distillation`.
-        weight_decay: see :class:`Distillation`.
-        unpad: see :class:`Distillation`.
-        train: see :class:`Distillation`.
+        options: see :class:`Distillation`.
     """
 
     def __init__(
@@ -42,12 +44,7 @@ class LogitDistillation(Distillation):
         soft_weight: float = 0.9,
         labels: str = "labels",
         objective: dict[str, Term] | None = None,
-        references: dict[str, Origin | str] | None = None,
-        optimizer: Optimizer | None = None,
-        schedule: Schedule | None = None,
-        weight_decay: float = 0.0,
-        unpad: bool = False,
-        train: list[str] | None = None,
+        **options: Unpack[TextLearningOptions],
     ) -> None:
         if not 0 <= soft_weight <= 1:
             raise ValueError(f"soft_weight is a share in [0, 1], got {soft_weight}")
@@ -56,9 +53,7 @@ class LogitDistillation(Distillation):
             "hard": Term(CrossEntropy(), 1 - soft_weight, labels=labels),
         }
         terms = {name: term for name, term in (terms | (objective or {})).items() if term.weight}
-        super().__init__(
-            student, terms, {"teacher": teacher}, references, optimizer, schedule, weight_decay, unpad, train
-        )
+        super().__init__(student, terms, {"teacher": teacher}, **options)
 
 
 class MixupDistillation(LogitDistillation):
@@ -73,15 +68,8 @@ class MixupDistillation(LogitDistillation):
         teacher: the origin of the teacher, named ``teacher`` in further terms.
         concentration: a of the Beta distribution.
         rate: the share of rows that are mixed with another.
-        temperature: see :class:`LogitDistillation`.
-        soft_weight: see :class:`LogitDistillation`.
         labels: the field of the batch that holds the classes ``[B]``.
-        objective: see :class:`LogitDistillation`.
-        references: see :class:`Distillation`.
-        optimizer: see :class:`Distillation`.
-        schedule: see :class:`Distillation`.
-        weight_decay: see :class:`Distillation`.
-        train: see :class:`Distillation`.
+        options: see :class:`LogitDistillation`.
     """
 
     def __init__(
@@ -90,30 +78,11 @@ class MixupDistillation(LogitDistillation):
         teacher: Origin,
         concentration: float = 0.4,
         rate: float = 0.5,
-        temperature: float = 2.0,
-        soft_weight: float = 0.9,
         labels: str = "labels",
-        objective: dict[str, Term] | None = None,
-        references: dict[str, Origin | str] | None = None,
-        optimizer: Optimizer | None = None,
-        schedule: Schedule | None = None,
-        weight_decay: float = 0.0,
-        train: list[str] | None = None,
+        **options: Unpack[SoftLabelOptions],
     ) -> None:
         check_share("rate", rate)
-        super().__init__(
-            student,
-            teacher,
-            temperature,
-            soft_weight,
-            labels,
-            objective,
-            references,
-            optimizer,
-            schedule,
-            weight_decay,
-            train=train,
-        )
+        super().__init__(student, teacher, labels=labels, **options)
         self.concentration, self.rate, self.field = concentration, rate, labels
         self._mixture: tuple[Tensor, Tensor, Tensor] | None = None
 

@@ -1,6 +1,6 @@
 """MiniLLM: the reverse divergence of whole texts, by policy gradient (Gu et al. 2024, arXiv 2306.08543)."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -19,9 +19,8 @@ from kdbench.losses.policy import (
     token_rewards,
     whitened,
 )
-from kdbench.methods.base import Distillation, Optimizer
+from kdbench.methods.base import Distillation, LearningOptions
 from kdbench.methods.objective import Batch, Objective
-from kdbench.methods.optimizers import Schedule
 from kdbench.methods.writing import Writing
 from kdbench.models.generation import evaluating
 from kdbench.models.origins import Origin
@@ -51,11 +50,7 @@ class MiniLLM(Writing, Distillation):
         single_weight: of L_single.
         plain_weight: l.
         ratio: r.
-        references: see :class:`Distillation`.
-        optimizer: see :class:`Distillation`.
-        schedule: see :class:`Distillation`.
-        weight_decay: see :class:`Distillation`.
-        train: see :class:`Distillation`.
+        options: see :class:`Distillation`.
     """
 
     def __init__(
@@ -72,11 +67,7 @@ class MiniLLM(Writing, Distillation):
         single_weight: float = 1.0,
         plain_weight: float = 1.0,
         ratio: float = 0.5,
-        references: dict[str, Origin | str] | None = None,
-        optimizer: Optimizer | None = None,
-        schedule: Schedule | None = None,
-        weight_decay: float = 0.0,
-        train: list[str] | None = None,
+        **options: Unpack[LearningOptions],
     ) -> None:
         for name, share in (("teacher_share", teacher_share), ("ratio", ratio), ("gamma", gamma)):
             check_share(name, share)
@@ -84,9 +75,7 @@ class MiniLLM(Writing, Distillation):
             raise ValueError(
                 f"epochs is at least 1, reward_scale above 0 and clip in (0, 1), got {epochs}, {reward_scale} and {clip}"
             )
-        super().__init__(
-            student, None, {"teacher": teacher}, references, optimizer, schedule, weight_decay, train=train
-        )
+        super().__init__(student, None, {"teacher": teacher}, **options)
         self.objective = Objective({})  # the terms are none of rows alone
         self.teacher_share, self.epochs, self.returns, self.gamma, self.clip = (
             teacher_share,

@@ -2,17 +2,16 @@
 
 import copy
 import dataclasses
-from typing import Literal
+from typing import Literal, Unpack
 
 from torch import Tensor, nn
 
 from kdbench.losses.base import check_choice
 from kdbench.losses.enhanced_target import EnhancedTarget, Form
 from kdbench.losses.language import CrossEntropy
-from kdbench.methods.base import Distillation, Optimizer
+from kdbench.methods.base import Distillation, LearningOptions
 from kdbench.methods.evaluation import named, results
 from kdbench.methods.objective import Batch, Term
-from kdbench.methods.optimizers import Schedule
 from kdbench.methods.reader import Reader
 from kdbench.models.exits import STAGES, exit_branch, feature_width
 from kdbench.models.multi_exit import check_exits, exits_alone
@@ -39,11 +38,7 @@ class BranchDistillation(Distillation):
         soft_weight: of the student's own logits against the teacher's.
         branch_weight: of each branch.
         objective: further terms; one named ``hard``, ``soft`` or ``branch_<stage>`` replaces the term of that name.
-        references: see :class:`Distillation`.
-        optimizer: see :class:`Distillation`.
-        schedule: see :class:`Distillation`.
-        weight_decay: see :class:`Distillation`.
-        train: see :class:`Distillation`.
+        options: see :class:`Distillation`.
     """
 
     def __init__(
@@ -58,11 +53,7 @@ class BranchDistillation(Distillation):
         soft_weight: float = 1.0,
         branch_weight: float = 1.0,
         objective: dict[str, Term] | None = None,
-        references: dict[str, Origin | str] | None = None,
-        optimizer: Optimizer | None = None,
-        schedule: Schedule | None = None,
-        weight_decay: float = 0.0,
-        train: list[str] | None = None,
+        **options: Unpack[LearningOptions],
     ) -> None:
         stages = list(range(1, STAGES + 1)) if stages is None else stages
         if len(set(stages)) < len(stages) or not set(stages) <= set(range(1, STAGES + 1)):
@@ -81,9 +72,7 @@ class BranchDistillation(Distillation):
         for stage, loss in zip(stages, losses, strict=False):
             terms[f"branch_{stage}"] = Term(BranchLoss(loss, stage), branch_weight, f"stages.{stage}", "teacher.logits")
         terms = {name: term for name, term in (terms | (objective or {})).items() if term.weight}
-        super().__init__(
-            student, terms, {"teacher": teacher}, references, optimizer, schedule, weight_decay, train=train
-        )
+        super().__init__(student, terms, {"teacher": teacher}, **options)
 
     def rehearse(self, batch: Batch) -> None:
         """Make the branches for what they read of the batch, then compute once what training computes."""
@@ -118,11 +107,7 @@ class MultiExit(Distillation):
         readings: further values that are scored as the student is, by name: the tap in the place of the field that the task
             reads, such as ``hidden_states.4.mean`` of an exit that is not trained.
         objective: further terms.
-        references: see :class:`Distillation`.
-        optimizer: see :class:`Distillation`.
-        schedule: see :class:`Distillation`.
-        weight_decay: see :class:`Distillation`.
-        train: see :class:`Distillation`.
+        options: see :class:`Distillation`.
     """
 
     def __init__(
@@ -133,11 +118,7 @@ class MultiExit(Distillation):
         weights: Literal["depth", "uniform"] = "depth",
         readings: dict[str, str] | None = None,
         objective: dict[str, Term] | None = None,
-        references: dict[str, Origin | str] | None = None,
-        optimizer: Optimizer | None = None,
-        schedule: Schedule | None = None,
-        weight_decay: float = 0.0,
-        train: list[str] | None = None,
+        **options: Unpack[LearningOptions],
     ) -> None:
         check_exits(exits, exits[-1] if exits else 0)
         check_choice("weights", weights, ("depth", "uniform"))
@@ -146,9 +127,7 @@ class MultiExit(Distillation):
             for exit in exits
             for name, term in each.items()
         }
-        super().__init__(
-            student, terms | (objective or {}), None, references, optimizer, schedule, weight_decay, train=train
-        )
+        super().__init__(student, terms | (objective or {}), **options)
         self.exits, self.readings = exits, readings or {}
 
     def prepare_scores(self, compared: list[str]) -> None:

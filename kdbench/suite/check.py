@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import typing
+from collections.abc import Callable
 from typing import Any
 
 from kdbench.errors import UserError, nearest
@@ -46,6 +48,19 @@ def load(dotted: str) -> Any:
         raise UserError(f"'{module}' has no '{name}'.{nearest(name, names)}") from None
 
 
+def parameters_of(found: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return what a class or function takes, each key of ``**options: Unpack[Options]`` by its own name."""
+    parameters = {}
+    for name, each in inspect.signature(found).parameters.items():
+        if each.kind is inspect.Parameter.VAR_KEYWORD and typing.get_origin(each.annotation) is typing.Unpack:
+            (options,) = typing.get_args(each.annotation)
+            for key, kind in options.__annotations__.items():
+                parameters[key] = inspect.Parameter(key, each.KEYWORD_ONLY, default=None, annotation=kind)
+        else:
+            parameters[name] = each
+    return parameters
+
+
 def _faults_of(place: str, node: Config) -> list[str]:
     from torch import nn
 
@@ -54,7 +69,7 @@ def _faults_of(place: str, node: Config) -> list[str]:
     except UserError as error:
         return [f"{place}: {error}"]
     bare = getattr(found, "__init__", None) is nn.Module.__init__  # takes nothing, though its signature says anything
-    parameters = {} if bare else inspect.signature(found).parameters
+    parameters = {} if bare else parameters_of(found)
     if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
         return []
     name = node["class_path"].rpartition(".")[2]

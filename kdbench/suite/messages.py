@@ -1,6 +1,5 @@
 """Faults of libraries, told in one sentence."""
 
-import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,7 +95,7 @@ def runtime_fault(error: Exception, folder: Path) -> str | None:
 def _sentence(leaf: str, rest: list[str], keys: list[str], owner: str, config: Config) -> str:
     if unknown := re.match(r"Option '([\w.]+)' is not accepted", leaf):
         place = _place(config, [*keys, unknown[1]]).removesuffix(f".{unknown[1]}")
-        known = inspect.signature(check.load(owner)).parameters if owner else ()
+        known = check.parameters_of(check.load(owner)) if owner else ()
         return f"{place}: there is no key '{unknown[1]}'.{nearest(unknown[1], known)}"
     place = _place(config, keys)
     if missing := re.match(r"the following arguments are required: (.+)", leaf):

@@ -38,7 +38,11 @@ def folder(tmp_path, monkeypatch, name, line):
 @pytest.mark.parametrize(
     ("name", "line", "said"),
     [
-        ("hi/stsb", "a\tb\tc\t0\t5\tएक", "line 1: 6 columns instead of 7"),
+        (
+            "hi/stsb",
+            "a\tb\tc\t0\t5\tएक",
+            "line 1: 6 columns instead of genre, file, year, number, score, sentence, sentence",
+        ),
         ("hi/stsb", "a\tb\tc\t0\t9\tएक\tदो", "line 1: '9' is no score from 0 to 5"),
         ("mt/text", "1\tIl\til\tDEF\t_\t_\t0\troot\t_\t_", "no line gives the text of a sentence"),
     ],

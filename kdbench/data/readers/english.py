@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.data.readers.normalise import duplicate_key
-from kdbench.data.readers.published import check_label, content, damaged, digest, held_out, lines, parsed, similarity
+from kdbench.data.readers.published import (
+    check_label,
+    content,
+    damaged,
+    digest,
+    held_out,
+    lines,
+    parsed,
+    similarity,
+    table,
+)
 from kdbench.data.registry import EN_FILES, SPLITS, Row, local_file
 
 SENTIMENTS = {"0": "negative", "1": "positive"}
@@ -79,13 +89,8 @@ def local_sst2(folder: Path, split: str) -> list[Row]:
 def local_stsb(folder: Path, split: str) -> list[Row]:
     """Return the published split."""
     path = local_file(folder, f"{PART[split]}.tsv")
-    rows = []
-    for number, line in lines(path):
-        columns = line.split("\t")
-        if len(columns) != 3:
-            raise damaged(f"{path}, line {number}", f"{len(columns)} columns instead of score, sentence, sentence")
-        rows.append(pair_row(columns[1], columns[2], columns[0], f"{path}, line {number}"))
-    return rows
+    columns = ("score", "sentence", "sentence")
+    return [pair_row(first, second, score, where) for where, (score, first, second) in table(path, columns)]
 
 
 def local_banking77(folder: Path, split: str) -> list[Row]:

@@ -4,7 +4,7 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,15 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     found = content(path).removesuffix("\n")
     for number, line in enumerate(found.split("\n") if found else []):
         yield number + 1, line.removesuffix("\r")
+
+
+def table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the place of each line and what its columns hold, which tabs separate; raise :class:`UserError` if one is missing."""
+    for number, line in lines(path):
+        where, cells = f"{path}, line {number}", line.split("\t")
+        if len(cells) != len(columns):
+            raise damaged(where, f"{len(cells)} columns instead of {', '.join(columns)}")
+        yield where, cells
 
 
 def parsed(path: Path) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.data.readers.normalise import clean, duplicate_key
-from kdbench.data.readers.published import check_label, damaged, held_out, lines, parsed, similarity
+from kdbench.data.readers.published import check_label, damaged, held_out, lines, parsed, similarity, table
 from kdbench.data.registry import RO_FILES, SPLITS, Row, local_file
 
 # fmt: off
@@ -97,13 +97,8 @@ def local_laroseda(folder: Path, split: str) -> list[Row]:
 def local_rosts(folder: Path, split: str) -> list[Row]:
     """Return the published split."""
     path = local_file(folder, f"RO-STS.{TREEBANK[split]}.tsv")
-    rows = []
-    for number, line in lines(path):
-        columns = line.split("\t")
-        if len(columns) != 3:
-            raise damaged(f"{path}, line {number}", f"{len(columns)} columns instead of score, sentence, sentence")
-        rows.append(pair_row(columns[1], columns[2], columns[0], f"{path}, line {number}"))
-    return rows
+    columns = ("score", "sentence", "sentence")
+    return [pair_row(first, second, score, where) for where, (score, first, second) in table(path, columns)]
 
 
 def local_moroco(folder: Path, split: str) -> list[Row]:
