@@ -236,7 +236,7 @@ def _measure(cli: LightningCLI, stage: Stage, verb: str) -> dict[str, float]:
     if len(encoders) > 1 and verb == "test":
         batch = module.transfer_batch_to_device(cli.datamodule.speed_batch(), module.device, 0)
         views = {name: batch[next(iter(module.task.views(cli.datamodule.views[name]).values()))] for name in encoders}
-        speeds = compare_speed(encoders, views, repeats=15, warmup=3)
+        speeds = compare_speed(encoders, views, repeats=5, warmup=2, seconds=0.2)
         values |= {f"seconds@{name}": speed.median for name, speed in speeds.items()}
         values |= {f"speed_ratio@{name}": ratio(speeds, "student", name) for name in encoders if name != "student"}
     return values
