@@ -128,6 +128,11 @@ def hub_ids(name: str) -> list[str]:
     return [card.hub.id]
 
 
+def check_source(name: str, source: str) -> None:
+    """Raise :class:`UserError` unless there is such a data set, and it has such a source."""
+    _loader(name, source)
+
+
 def card_of(name: str) -> Card:
     """Return the card of a data set; raise :class:`UserError` for an unknown name."""
     if name not in CARDS:

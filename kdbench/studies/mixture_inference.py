@@ -49,8 +49,7 @@ class MixtureInference(Study):
         settled: float | None = None,
         source: str = "embedded",
     ) -> None:
-        if len(categories) < 2:
-            raise UserError("A mixture has two categories or more.")
+        check_categories(categories, source)
         self.first, self.percents = first or [], percents or []
         if min(merges, kilobytes, attacker_kilobytes, *self.first, *self.percents) < 1:
             raise UserError("The numbers of merges, of kilobytes and of percents are at least 1.")
@@ -130,8 +129,7 @@ class TokenizerMixture(Study):
         settled: float | None = 1e-3,
         source: str = "embedded",
     ) -> None:
-        if len(categories) < 2:
-            raise UserError("A mixture has two categories or more.")
+        check_categories(categories, source)
         self.tokenizer, self.categories, self.source = tokenizer, categories, source
         self.merges, self.kilobytes, self.settled = merges, kilobytes, settled
 
@@ -145,6 +143,14 @@ class TokenizerMixture(Study):
         numbers = {f"found_{name}": float(share) for name, share in zip(texts, found, strict=True)}
         told = {"slack": solved.slack, "merges": len(merges), "no_category": len(solved.missing)}
         return Findings(numbers | told)
+
+
+def check_categories(categories: Mapping[str, str], source: str) -> None:
+    """Raise :class:`UserError` unless there are two categories or more, and the data sets of all have that source."""
+    if len(categories) < 2:
+        raise UserError("A mixture has two categories or more.")
+    for place in categories.values():
+        registry.check_source(place.partition(":")[0], source)
 
 
 def texts_of(name: str, place: str, source: str) -> list[str]:

@@ -100,6 +100,7 @@ def test_the_study_repeats_and_tells_all(tmp_path):
     ("changes", "message"),
     [
         ({"categories": {"one": "synthetic/letters"}}, "two categories or more"),
+        ({"source": "local"}, "'synthetic/letters' has no source 'local'"),
         ({"merges": 0}, "at least 1"),
         ({"first": [90]}, "There are 60 merges"),
         ({"kilobytes": 10**6}, r"has \d+ kB of text"),
