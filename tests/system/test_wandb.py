@@ -12,7 +12,7 @@ import pytest
 import yaml
 from wandb_offline import Offline
 
-from kdbench.suite import wandb_records
+from kdbench.suite import runs, wandb_records
 
 ROOT = Path(__file__).parent.parent.parent
 CASED = "experiments/distilbert_ro/teacher_cased.yaml"
@@ -142,7 +142,7 @@ def test_a_resumed_run_goes_on_in_the_same_run(number, tmp_path):
     arguments = ("--config", CASED, *words(SMALL | {"trainer.max_steps": 600}))
     stopped = start(*arguments, folder=tmp_path)
     end = time.monotonic() + 200
-    while not list(tmp_path.rglob("last.ckpt")):
+    while not list(tmp_path.glob(f"runs/distilbert_ro/teacher_cased/*/{runs.CHECKPOINT}")):
         assert stopped.poll() is None, stopped.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -165,4 +165,8 @@ def test_a_resumed_run_goes_on_in_the_same_run(number, tmp_path):
     if number == signal.SIGINT:  # W&B keeps the last 32 kB in memory, and loses them with a process that is killed
         assert first.run.run_id == name
         assert first.config == second.config
-        assert [entry["trainer/global_step"] for entry in first.history][:4] == [49, 99, 149, 199]
+        assert [entry["trainer/global_step"] for entry in first.history][:3] == [
+            49,
+            99,
+            149,
+        ]  # 199 comes behind the checkpoint
