@@ -44,7 +44,12 @@ class FromRuns:
         self.settings, self.runs = settings or {}, [Path(run) for run in runs or []]
 
     def values(self, key: str) -> list[Any]:
-        """Return the value of a key in each run; raise :class:`UserError` when the fleet does not go over it."""
+        """Return the value of a key in each run.
+
+        Raises:
+            UserError: the chain was not resolved, or the fleet does not go over the key.
+        """
+        self._check_resolved()
         if key not in self.settings:
             raise UserError(
                 f"The fleet of '{self.experiment}' does not go over '{key}', but over {', '.join(self.settings)}."
@@ -58,10 +63,7 @@ class FromRuns:
         Raises:
             UserError: the chain was not resolved, or a run has no record.
         """
-        if not self.runs:
-            raise UserError(
-                f"kdbench resolves the fleet; start the study of '{self.experiment}' through the command kdbench."
-            )
+        self._check_resolved()
         missing = [run for run in self.runs if not (run / RECORD).is_file()]
         if missing:
             raise UserError(
@@ -87,6 +89,12 @@ class FromRuns:
     def total(self, cost: str) -> float:
         """Return the ``steps`` or ``seconds`` of all runs together."""
         return float(sum(record[cost] for record in self.records()))
+
+    def _check_resolved(self) -> None:
+        if not self.runs:
+            raise UserError(
+                f"kdbench resolves the fleet; start the study of '{self.experiment}' through the command kdbench."
+            )
 
 
 def _measured(record: dict[str, Any]) -> dict[str, float | None]:

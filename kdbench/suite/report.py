@@ -168,9 +168,9 @@ def _papers() -> list[tuple[str, str]]:
 
 
 def _data() -> list[tuple[str, str]]:
-    from kdbench.data import registry
+    from kdbench.data.cards import CARDS
 
-    return [(name, f"{card.task}: {card.description}") for name, card in registry.CARDS.items()]
+    return [(name, f"{card.task}: {card.description}") for name, card in CARDS.items()]
 
 
 def _classes(room: str) -> list[tuple[str, str]]:

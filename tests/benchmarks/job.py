@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from kdbench.data import registry
+from kdbench.data.cards import CARDS, Card
 from kdbench.data.corruption import mask_tokens, token_weights
-from kdbench.data.registry import Card
 from kdbench.data.samplers import GroupedBatches
 from kdbench.data.tokenizers import train_word_level
 from kdbench.suite import chain, experiment, fit, runs
@@ -69,7 +69,7 @@ def rows(split: str, count: int) -> list[dict]:
     ]
 
 
-registry.CARDS["benchmark/skewed"] = Card(
+CARDS["benchmark/skewed"] = Card(
     name="benchmark/skewed",
     task="classification",
     languages=(),

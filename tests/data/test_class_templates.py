@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 from sklearn.neighbors import NearestCentroid
 
+from kdbench.data.cards import CARDS
 from kdbench.data.generators.class_templates import (
     SIZE,
     STEPS,
@@ -16,7 +17,7 @@ from kdbench.data.generators.class_templates import (
     spots,
     waves,
 )
-from kdbench.data.registry import CARDS, load
+from kdbench.data.registry import load
 
 
 def images_of(rows):

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
+from kdbench.data.cards import CARDS
 from kdbench.data.generators.density_mixtures import DensityMixture
-from kdbench.data.registry import CARDS, load
+from kdbench.data.registry import load
 from kdbench.metrics.densities import ModeCoverage, sliced_wasserstein
 from kdbench.models.exact_denoiser import ExactDenoiser, ExactDenoiserConfig
 

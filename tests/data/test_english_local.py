@@ -5,10 +5,11 @@ import re
 import datasets
 import pytest
 
+from kdbench.data.cards import CARDS, Hub
 from kdbench.data.readers import english, english_hub
 from kdbench.data.readers.normalise import duplicate_key
 from kdbench.data.readers.published import held_out
-from kdbench.data.registry import CARDS, SPLITS, Hub, fingerprint, load
+from kdbench.data.registry import SPLITS, fingerprint, load
 from kdbench.errors import UserError
 
 real = pytest.mark.skipif("KDBENCH_DATA" not in os.environ, reason="KDBENCH_DATA is not set: no real English data")

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from kdbench.data.cards import CARDS
 from kdbench.data.generators.gaussian_classes import CLASSES, INPUTS, GaussianTree
-from kdbench.data.registry import CARDS, load
+from kdbench.data.registry import load
 
 TREE = GaussianTree()
 

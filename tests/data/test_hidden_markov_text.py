@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
+from kdbench.data.cards import CARDS
 from kdbench.data.generators.hidden_markov_text import LENGTH, STATES, WORDS, HiddenMarkovText
-from kdbench.data.registry import CARDS, load
+from kdbench.data.registry import load
 
 LANGUAGE = HiddenMarkovText()
 

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from kdbench.data.registry import CARDS, FOLDER, SPLITS, load
+from kdbench.data.cards import CARDS
+from kdbench.data.registry import FOLDER, SPLITS, load
 from kdbench.errors import UserError
 
 there = pytest.mark.skipif(FOLDER not in os.environ, reason=f"{FOLDER} names no folder of real data")

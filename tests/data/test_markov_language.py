@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
+from kdbench.data.cards import CARDS
 from kdbench.data.generators.markov_language import LETTERS, MarkovLanguage
-from kdbench.data.registry import CARDS, load
+from kdbench.data.registry import load
 
 LANGUAGE = MarkovLanguage()
 

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdbench.data.cards import CARDS
 from kdbench.data.generators.class_templates import as_values
 from kdbench.data.generators.painted_scenes import GREY, PLACES, RED, TEXTURES, PaintedScenes
-from kdbench.data.registry import CARDS, load
+from kdbench.data.registry import load
 
 SCENES = PaintedScenes()
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from kdbench.data import registry
+from kdbench.data.cards import CARDS, Hub
 from kdbench.data.readers import romanian
-from kdbench.data.registry import CARDS, SPLITS, Hub, fingerprint, hub_ids, load, local_file
+from kdbench.data.registry import SPLITS, fingerprint, hub_ids, load, local_file
 from kdbench.errors import UserError
 
 FIELDS = {

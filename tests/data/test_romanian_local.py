@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdbench.data.cards import CARDS, Hub
 from kdbench.data.readers import romanian, romanian_hub
 from kdbench.data.readers.normalise import clean, comma_below, duplicate_key
-from kdbench.data.registry import CARDS, SPLITS, Hub, load
+from kdbench.data.registry import SPLITS, load
 from kdbench.errors import UserError
 
 real = pytest.mark.skipif("KDBENCH_DATA" not in os.environ, reason="KDBENCH_DATA is not set: no real Romanian data")

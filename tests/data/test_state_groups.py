@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.naive_bayes import MultinomialNB
 
+from kdbench.data.cards import CARDS
 from kdbench.data.generators.state_groups import GROUPS, LENGTH, STATES, WIDE, WORDS, StateGroups, dominant
-from kdbench.data.registry import CARDS, load
+from kdbench.data.registry import load
 
 LANGUAGE = StateGroups()
 

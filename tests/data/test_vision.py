@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from kdbench.data.cards import CARDS
 from kdbench.data.image_files import ImageFile, as_array, opened
 from kdbench.data.readers import vision
-from kdbench.data.registry import CARDS, SPLITS, fingerprint, load
+from kdbench.data.registry import SPLITS, fingerprint, load
 from kdbench.errors import UserError
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from kdbench.data.cards import Hub
 from kdbench.data.readers.fetched import fetch, unreachable
-from kdbench.data.registry import Hub, Row
+from kdbench.data.registry import Row
 from kdbench.errors import UserError
 
 DECODER = "stabilityai/sdxl-vae"

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
+from kdbench.data.cards import Hub
 from kdbench.data.readers.fetched import fetch
 from kdbench.data.readers.published import digest
-from kdbench.data.registry import Hub, Row
+from kdbench.data.registry import Row
 
 HELD_OUT = {0: "validation", 1: "test"}  # of 100 hash values of a repository's name
 

@@ -11,19 +11,21 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from kdbench.data.readers.normalise import duplicate_key
+from kdbench.data.cards import EN_FILES
 from kdbench.data.readers.published import (
     check_label,
     content,
     damaged,
     digest,
+    distinct,
     held_out,
     lines,
     parsed,
     similarity,
+    stamps,
     table,
 )
-from kdbench.data.registry import EN_FILES, SPLITS, Row, local_file
+from kdbench.data.registry import SPLITS, Row, local_file
 
 SENTIMENTS = {"0": "negative", "1": "positive"}
 PART = {"train": "train", "validation": "dev", "test": "test"}
@@ -120,9 +122,7 @@ def local_text(folder: Path, split: str) -> list[Row]:
 
     A text that is also in the validation or test split of any of the sets is left out.
     """
-    files = [local_file(folder / part, name) for part, names in EN_FILES.items() for name in names]
-    stamp = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files)
-    return [{"text": text} for text in _texts(folder, stamp) if held_out(text) == split]
+    return [{"text": text} for text in _texts(folder, stamps(folder, EN_FILES)) if held_out(text) == split]
 
 
 @functools.lru_cache(maxsize=1)
@@ -136,6 +136,4 @@ def _texts(folder: Path, stamp: tuple[tuple[int, int], ...]) -> list[str]:
         ]
         for split in SPLITS
     }
-    seen = {duplicate_key(text) for split in ("validation", "test") for text in by_split[split]} | {""}
-    kept = {duplicate_key(text): text for text in reversed(by_split["train"])}  # of two alike the first
-    return [text for key, text in reversed(kept.items()) if key not in seen]
+    return distinct(by_split["train"], by_split["validation"] + by_split["test"])

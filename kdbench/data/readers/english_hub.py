@@ -1,9 +1,10 @@
 """The English sets from the hub, as the same rows as the local files give."""
 
+from kdbench.data.cards import Hub
 from kdbench.data.readers.english import clean, intent_row, intents, pair_row, sentiment_row
 from kdbench.data.readers.fetched import fetch, load
 from kdbench.data.readers.published import held_out
-from kdbench.data.registry import Hub, Row
+from kdbench.data.registry import Row
 
 
 def hub_sst2(hub: Hub, split: str) -> list[Row]:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from kdbench.data.registry import Hub, Row
+from kdbench.data.cards import Hub
+from kdbench.data.registry import Row
 from kdbench.errors import UserError
 
 

@@ -1,8 +1,9 @@
 """The domains of the Pile that RegMix mixes, from the hub."""
 
+from kdbench.data.cards import Hub
 from kdbench.data.readers.fetched import load
 from kdbench.data.readers.published import digest
-from kdbench.data.registry import Hub, Row
+from kdbench.data.registry import Row
 
 DOMAINS = (
     *("arxiv", "freelaw", "nih_exporter", "pubmed_central", "wikipedia_en", "dm_mathematics", "github", "philpapers"),

@@ -4,11 +4,12 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdbench.data.readers.normalise import duplicate_key
+from kdbench.data.registry import local_file
 from kdbench.errors import UserError
 
 
@@ -63,6 +64,19 @@ def similarity(score: Any, where: str) -> float:
     if not 0 <= number <= 5:
         raise damaged(where, f"{score!r} is no score from 0 to 5")
     return number
+
+
+def stamps(folder: Path, files: Mapping[str, Sequence[str]]) -> tuple[tuple[int, int], ...]:
+    """Return times and sizes of files in folders of a folder; what was read of them holds as long as these do."""
+    paths = [local_file(folder / part, name) for part, names in files.items() for name in names]
+    return tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
+
+
+def distinct(texts: Iterable[str], scored: Iterable[str]) -> list[str]:
+    """Return the texts in their order, of those alike the first, without those that are also scored."""
+    seen = {duplicate_key(text) for text in scored} | {""}
+    kept = {duplicate_key(text): text for text in reversed(list(texts))}
+    return [text for key, text in reversed(kept.items()) if key not in seen]
 
 
 def held_out(text: str) -> str:

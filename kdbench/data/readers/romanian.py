@@ -8,9 +8,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kdbench.data.readers.normalise import clean, duplicate_key
-from kdbench.data.readers.published import check_label, damaged, held_out, lines, parsed, similarity, table
-from kdbench.data.registry import RO_FILES, SPLITS, Row, local_file
+from kdbench.data.cards import RO_FILES
+from kdbench.data.readers.normalise import clean
+from kdbench.data.readers.published import (
+    check_label,
+    damaged,
+    distinct,
+    held_out,
+    lines,
+    parsed,
+    similarity,
+    stamps,
+    table,
+)
+from kdbench.data.registry import SPLITS, Row, local_file
 
 # fmt: off
 UPOS = frozenset({
@@ -124,9 +135,7 @@ def local_text(folder: Path, split: str) -> list[Row]:
 
     A text that is also in the validation or test split of any of the sets is left out.
     """
-    files = [local_file(folder / part, name) for part, names in RO_FILES.items() for name in names]
-    stamp = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files)
-    return [{"text": text} for text in _texts(folder, stamp) if held_out(text) == split]
+    return [{"text": text} for text in _texts(folder, stamps(folder, RO_FILES)) if held_out(text) == split]
 
 
 @functools.lru_cache(maxsize=1)
@@ -145,14 +154,7 @@ def _texts(folder: Path, stamp: tuple[tuple[int, int], ...]) -> list[str]:
     }
     scored = by_split["validation"] + by_split["test"]
     scored += [row["title"] for split in ("validation", "test") for row in local_laroseda(reviews, split)]
-    seen = {duplicate_key(text) for text in scored} | {""}
-    kept = []
-    for text in by_split["train"]:
-        key = duplicate_key(text)
-        if key not in seen:
-            seen.add(key)
-            kept.append(text)
-    return kept
+    return distinct(by_split["train"], scored)
 
 
 def _trees(folder: Path, split: str) -> Iterator[tuple[Row, str]]:

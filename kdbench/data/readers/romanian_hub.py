@@ -2,11 +2,12 @@
 
 from huggingface_hub.constants import HF_HUB_OFFLINE
 
+from kdbench.data.cards import Hub
 from kdbench.data.readers.fetched import fetch, load, unreachable
 from kdbench.data.readers.normalise import clean
 from kdbench.data.readers.published import damaged, held_out
 from kdbench.data.readers.romanian import dialect_row, entity_row, pair_row, review_row, tagged_row
-from kdbench.data.registry import Hub, Row
+from kdbench.data.registry import Row
 
 MOROCO_DIALECTS = {"1": "MD", "2": "RO"}
 

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from kdbench.data.cards import Hub
 from kdbench.data.image_files import ImageCell
 from kdbench.data.readers.fetched import load
 from kdbench.data.readers.vision import CIFAR10, CIFAR_HELD_OUT, IMAGENET_HELD_OUT, cifar_rows, part
-from kdbench.data.registry import Hub, Row
+from kdbench.data.registry import Row
 
 
 def hub_cifar10(hub: Hub, split: str) -> list[Row]:

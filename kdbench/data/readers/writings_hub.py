@@ -1,8 +1,9 @@
 """The English texts for networks that write from the hub, as the same rows as the local files give."""
 
+from kdbench.data.cards import Hub
 from kdbench.data.readers.fetched import fetch, load
 from kdbench.data.readers.writings import problem_row, problems
-from kdbench.data.registry import Hub, Row
+from kdbench.data.registry import Row
 
 PREAMBLE = "Below is an instruction that describes a task"
 REQUEST = "Write a response that appropriately completes the request."
