@@ -36,14 +36,13 @@ def markdown(
         papers: the names of all papers and parts; the page links to those of its own paper.
     """
     made = Tables(file, results) if results else None
-    measured = (made.measured(), made.loyalty(), made.sizes()) if made else ()
     parts = [
         _ways(paper, papers),
         f"# {file.title}\n\n{file.source_of_claim.strip()}\n\n{file.statement.strip()}",
         "## Verdicts\n" + (_verdicts(file, verdicts) if results else _claims(file)),
         _equations(paper, file),
         _differences(file),
-        *(_section(table, results) for table in measured if table),
+        *(_measured(made) if made else ()),
         _pictures(file, results),
         "## Shown beside, not judged\n" + _shown(file, made) if file.report and made else "",
         _section(tables.reported(file)),
@@ -121,11 +120,19 @@ def _cell(cell: Cell) -> str:
     return " / ".join(map(str, cell))
 
 
-def _section(table: Table, results: Results | None = None) -> str:
-    embedded = results is not None and results.source == "embedded" and table.title == "Measured here"
-    note = f"**{EMBEDDED}** {table.note}" if embedded else table.note
-    rows = [[row.label, *map(_cell, row.cells)] for row in table.rows]
-    return f"## {table.title}\n{note}\n\n{_rows(['', *table.head], rows)}"
+def _measured(made: Tables) -> list[str]:
+    """Return all that was measured; where it rests on embedded data, the first table says so."""
+    groups = [[made.measured()], made.own(), [made.loyalty()], [made.sizes()]]
+    found = [_section(*group) for group in groups if group and group[0]]
+    if found and made.results.source == "embedded":
+        found[0] = found[0].replace("\n", f"\n**{EMBEDDED}** ", 1)
+    return found
+
+
+def _section(*group: Table) -> str:
+    """Return tables under the title and the note of the first."""
+    drawn = [_rows(["", *table.head], ([row.label, *map(_cell, row.cells)] for row in table.rows)) for table in group]
+    return "\n\n".join([f"## {group[0].title}\n{group[0].note}".strip(), *drawn])
 
 
 def _verdicts(file: ClaimFile, verdicts: Mapping[str, Verdict]) -> str:

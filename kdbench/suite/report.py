@@ -13,11 +13,8 @@ from rich.table import Table
 from kdbench.errors import UserError, nearest
 from kdbench.suite import catalogue
 from kdbench.suite.chain import Stage
+from kdbench.suite.tables import factor
 
-PERCENT = (
-    *("accuracy", "macro_f1", "micro_f1", "precision", "recall", "pearson", "spearman", "one_minus_mae"),
-    *("mrr", "ndcg", "loyalty", "retention", "within"),
-)
 ROWS = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
@@ -133,7 +130,7 @@ def shown(key: str, value: float | None) -> str:
     """Return a metric as people read it: scores times 100, parameters in millions, seconds in milliseconds."""
     if value is None:
         return ""
-    if any(key.endswith(each) or each in key for each in PERCENT):
+    if factor(key) == 100:
         return f"{100 * value:.2f}"
     if key == "parameters":
         return f"{value / 1e6:.2f} M"

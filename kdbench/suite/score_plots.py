@@ -6,18 +6,10 @@ from collections.abc import Mapping
 from kdbench.suite import plots
 from kdbench.suite.claims import OWN
 from kdbench.suite.plots import Point
-from kdbench.suite.tables import Number, Tables
+from kdbench.suite.tables import Number, Tables, factor, times
 
-SCORES = {
-    "accuracy": 100,
-    "macro_f1": 100,
-    "pearson": 100,
-    "spearman": 100,
-    "cross_entropy": 1,
-    "perplexity": 1,
-    "loss": 1,
-}
-"""Metrics of an arm's own run that stand for it where a paper has no tasks, and the factor by which they are shown."""
+SCORES = ("accuracy", "macro_f1", "pearson", "spearman", "cross_entropy", "perplexity", "loss")
+"""Metrics of an arm's own run that stand for it where a paper has no tasks."""
 
 
 def drawn(made: Tables) -> list[tuple[str, str, str]]:
@@ -47,11 +39,11 @@ def _heights(made: Tables) -> tuple[str, dict[str, Number]]:
     if made.file.tasks:
         return _task_means(made)
     named = {each.metric for claim in made.file.claims.values() for each in claim.expect.references}
-    for metric, scale in SCORES.items():
-        numbers = {arm: made.number(arm, OWN, f"{metric}@student", scale) for arm in made.arms}
+    for metric in SCORES:
+        numbers = {arm: made.number(arm, OWN, f"{metric}@student", factor(metric)) for arm in made.arms}
         found = {arm: number for arm, number in numbers.items() if number.runs}
         if metric in named and found:
-            return f"{metric.replace('_', ' ')}{', times 100' * (scale == 100)}", found
+            return f"{metric.replace('_', ' ')}{times([metric])}", found
     return "", {}
 
 
@@ -63,11 +55,12 @@ def _task_means(made: Tables) -> tuple[str, dict[str, Number]]:
         if pairs:
             means = [(pair, "", math.fsum(table[pair] for table in tables) / len(tasks)) for pair in pairs]
             found[arm] = Number("score", 1, tuple(means))
+    shown = times(each.metric for each in made.file.tasks.values())
     if len(tasks) > 1:
         partial = any(made.arms[arm].keys() & set(tasks) for arm in made.arms.keys() - found.keys())
         rest = "; arms without a score on all of them are left out" if partial else ""
-        return f"mean score of {len(tasks)} tasks, times 100{rest}", found
-    return f"{tasks[0]}: {made.file.tasks[tasks[0]].shown}, times 100", found
+        return f"mean score of {len(tasks)} tasks{shown}{rest}", found
+    return f"{tasks[0]}: {made.file.tasks[tasks[0]].shown}{shown}", found
 
 
 def _speeds(made: Tables, arms: Mapping[str, Number]) -> tuple[str, dict[str, Number]]:

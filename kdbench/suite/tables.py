@@ -2,15 +2,24 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kdbench.errors import UserError
 from kdbench.suite import claims
-from kdbench.suite.claims import OWN, Claim, ClaimFile, Shown
+from kdbench.suite.claims import OWN, Claim, ClaimFile, Metrics, Shown
+from kdbench.suite.expressions import Reference
 from kdbench.suite.results import Results
 
 NONE = "-"
+PERCENT = (
+    *("accuracy", "macro_f1", "micro_f1", "precision", "recall", "pearson", "spearman", "one_minus_mae"),
+    *("mrr", "ndcg", "loyalty", "retention", "within"),
+)
+"""Words in the names of metrics that are shown times 100."""
+SIZES = ("accuracy", "perplexity", "parameters", "megabytes", "run.seconds", "run.steps")
+"""What every arm's row of sizes tells already."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,9 @@ class Number:
         """The mean and the deviation as they are shown; what is the same in every pair by its nature has no deviation."""
         if not self.runs:
             return NONE, ""
+        form = _form(self.mean)
         exact = self.sd is None or (self.sd == 0 and self.key.partition("@")[0] in ("parameters", "megabytes"))
-        return f"{self.mean:.2f}", "" if exact else f"± {self.sd:.2f}"
+        return format(self.mean, form), "" if exact else f"± {self.sd:{form}}"
 
     def __str__(self) -> str:
         return " ".join(self.parts).strip()
@@ -110,13 +120,12 @@ class Tables:
 
     def number(self, arm: str, task: str, key: str, scale: float = 1.0) -> Number:
         """Return a value of an arm on a task over its pairs."""
-        runs = self.arms.get(arm, {}).get(task, {})
-        found = ((pair, run, last(self.results.metrics(run).get(key))) for pair, kept in runs.items() for run in kept)
-        return Number(key, scale, tuple((pair, run, scale * v) for pair, run, v in found if run and math.isfinite(v)))
+        return self._number(arm, task, key, lambda metrics: scale * last(metrics.get(key)), scale)
 
     def score(self, arm: str, task: str) -> Number:
-        """Return the metric that a task shows, times 100."""
-        return self.number(arm, task, f"{self.file.tasks[task].metric}@student", 100)
+        """Return the metric that a task shows, times its factor."""
+        metric = self.file.tasks[task].metric
+        return self.number(arm, task, f"{metric}@student", factor(metric))
 
     def measured(self) -> Table | None:
         """Return the scores of all arms on all tasks."""
@@ -125,7 +134,8 @@ class Tables:
             for arm in self.arms
             if self.arms[arm].keys() & self.file.tasks.keys()
         ]
-        note = f"Mean ± standard deviation over {self.results.seeds} seeds, times 100; source `{self.results.source}`."
+        over = f"Mean ± standard deviation over {self.results.seeds} seeds"
+        note = f"{over}{times(each.metric for each in self.file.tasks.values())}; source `{self.results.source}`."
         return Table("Measured here", note, self.columns, tuple(rows)) if rows else None
 
     def loyalty(self) -> Table | None:
@@ -142,6 +152,28 @@ class Tables:
             "Times 100."
         )
         return Table("Loyalty to the teachers", note, self.columns, tuple(rows)) if rows and self.columns else None
+
+    def own(self) -> tuple[Table, ...]:
+        """Return what claims and shown values read of the arms' own runs: a table for arms that have values in common.
+
+        Where there are more values than arms, a row is a value.
+        """
+        told = (*self.file.claims.values(), *self.file.report.values())
+        read = [each for one in told if one.pairs == "seeds" for each in one.references if each.task is None]
+        names = {each.text.removeprefix(f"{each.arm}."): each for each in read}
+        groups: list[tuple[set[str], dict[str, dict[str, Number]]]] = []
+        for arm in self.arms:
+            numbers = {name: self._read(arm, each) for name, each in names.items() if name not in SIZES}
+            filled = {name for name, number in numbers.items() if number.runs}
+            if not filled:
+                continue
+            akin = next((group for group in groups if group[0] & filled), None)
+            if akin is None:
+                groups.append((filled, {arm: numbers}))
+            else:
+                akin[0].update(filled)
+                akin[1][arm] = numbers
+        return tuple(self._own([name for name in names if name in filled], arms) for filled, arms in groups)
 
     def sizes(self) -> Table | None:
         """Return size, own task, speed and cost of every arm; columns that no arm fills are left out."""
@@ -161,10 +193,12 @@ class Tables:
         columns["seconds of the fit"] = [(self.number(arm, OWN, "run/seconds"),) for arm in arms]
         columns["steps with its chain"] = [(Reported(_range(steps.get(arm, ()))),) for arm in arms]
         kept = {head: cells for head, cells in columns.items() if any(str(cell[0]) != NONE for cell in cells)}
-        note = (
-            "Accuracy (times 100) and perplexity are of each arm's own test; perplexities of different vocabularies do not "
-            "compare.\nSpeed: forward pass of the encoder, the teacher's seconds over the student's in one run."
-        )
+        notes = {
+            "accuracy": "Accuracy (times 100) and perplexity are of each arm's own test; perplexities of different vocabularies "
+            "do not compare.",
+            "times": "Speed: forward pass of the encoder, the teacher's seconds over the student's in one run.",
+        }
+        note = "\n".join(note for word, note in notes.items() if any(head.startswith(word) for head in kept))
         rows = [Row(arm, tuple(cells[place] for cells in kept.values()), arm) for place, arm in enumerate(arms)]
         return Table("Size, own task, speed", note, tuple(kept), tuple(rows)) if rows and kept else None
 
@@ -183,6 +217,36 @@ class Tables:
             found.append(Evidence(pair, value if isinstance(value, tuple) else (value,), names))
         return found
 
+    def _own(self, names: Sequence[str], arms: Mapping[str, Mapping[str, Number]]) -> Table:
+        over = f"Mean ± standard deviation over {self.results.seeds} seeds"
+        note = f"What the claims read of each arm's own run. {over}; source `{self.results.source}`."
+        if len(arms) < len(names):
+            rows = [Row(name, tuple((numbers[name],) for numbers in arms.values())) for name in names]
+            return Table("The arms' own tests", note, tuple(arms), tuple(rows))
+        rows = [
+            Row(arm, tuple((numbers[name],) for name in names), arm, self.file.arms[arm].says)
+            for arm, numbers in arms.items()
+        ]
+        return Table("The arms' own tests", note, tuple(names), tuple(rows))
+
+    def _read(self, arm: str, reference: Reference) -> Number:
+        """Return what a claim reads of an arm's own runs; nothing where an arm has no such curve."""
+
+        def of(metrics: Metrics) -> float:
+            try:
+                return reference.of(metrics)
+            except UserError:
+                return math.nan
+
+        return self._number(arm, OWN, reference.keys()[0], of)
+
+    def _number(self, arm: str, task: str, key: str, of: Callable[[Metrics], float], scale: float = 1.0) -> Number:
+        runs = self.arms.get(arm, {}).get(task, {})
+        found = ((pair, run, of(self.results.metrics(run))) for pair, kept in runs.items() for run in kept)
+        return Number(
+            key, scale, tuple((pair, run, value) for pair, run, value in found if run and math.isfinite(value))
+        )
+
     def _loyalties(self, arm: str, teacher: str) -> tuple[tuple[Number, ...], ...]:
         return tuple(
             tuple(self.number(arm, task, f"{metric}@{teacher}", 100) for metric in told.loyalty)
@@ -191,6 +255,16 @@ class Tables:
 
     def _keys(self, arm: str) -> Iterable[str]:
         return (key for runs in self.arms[arm][OWN].values() for run in runs for key in self.results.metrics(run))
+
+
+def factor(metric: str) -> int:
+    """Return the number by which a metric is multiplied where it is shown: 100, or 1 for what is no share."""
+    return 100 if any(word in metric for word in PERCENT) else 1
+
+
+def times(metrics: Iterable[str]) -> str:
+    """Return the words ", times 100" where the metrics are shown so."""
+    return ", times 100" if any(factor(metric) == 100 for metric in metrics) else ""
 
 
 def reported(file: ClaimFile) -> Table:
@@ -216,6 +290,14 @@ def last(value: Any) -> float:
     if isinstance(value, Mapping):
         value = value["values"][-1] if value["values"] else None
     return math.nan if value is None else float(value)
+
+
+def _form(mean: float) -> str:
+    """Return the format of a number and of its deviation: two decimals, more where they are not three digits."""
+    if abs(mean) >= 1000:
+        return ",.0f"
+    digits = 2 if mean == 0 else max(2, 2 - math.floor(math.log10(abs(mean))))
+    return f".{digits}f" if digits < 7 else ".2e"
 
 
 def _range(numbers: Sequence[float]) -> str:

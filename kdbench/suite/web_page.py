@@ -171,6 +171,11 @@ class View:
         return self.entry.file.reported.source.strip()
 
     @property
+    def own(self) -> tuple[Table, ...]:
+        """What claims read of the arms' own runs."""
+        return self.made.own() if self.made else ()
+
+    @property
     def loyalty(self) -> Table | None:
         """Loyalties to the teachers."""
         return self.made.loyalty() if self.made else None

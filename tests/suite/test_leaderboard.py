@@ -13,7 +13,7 @@ import yaml
 from kdbench.cli import run
 from kdbench.errors import UserError
 from kdbench.suite import claim_file, entries, leaderboard, plots, results, wandb_records
-from kdbench.suite.tables import Tables
+from kdbench.suite.tables import Number, Tables
 
 
 @pytest.fixture
@@ -90,6 +90,55 @@ def test_a_page_has_its_one_form(home):
     other = (home / "other" / "README.md").read_text()
     assert "Not run yet." in other
     assert "## Measured here" not in other
+
+
+def test_what_claims_read_of_own_runs_stands_in_a_table_for_arms_that_have_it(home):
+    file = home / "small" / "claim.yaml"
+    told = yaml.safe_load(file.read_text())
+    values = ("student.val.loss.at(200)", "student.label_loyalty@teacher", "student.accuracy", "student.tags.macro_f1")
+    told["report"] = {f"v{place}": {"shows": "x", "value": value} for place, value in enumerate(values)}
+    file.write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
+    (table,) = Tables(claim_file.load(file), results.read(file.parent)).own()
+    assert table.head == ("val.loss.at(200)", "label_loyalty@teacher")
+    shown = {row.label: [str(cell[0]) for cell in row.cells] for row in table.rows}
+    assert shown == {
+        "teacher": ["1.50", "-"],
+        "student": ["1.50 ± 0.00", "0.902 ± 0.002"],
+        "plain": ["1.50 ± 0.00", "0.902 ± 0.002"],
+    }
+    assert [type(each.cells[0][0].runs[0][1]) for each in table.rows] == [str] * 3
+    leaderboard.render(home)
+    page = (file.parent / "README.md").read_text()
+    assert "| plain | 1.50 ± 0.00 | 0.902 ± 0.002 |" in page
+    assert page.count("These figures rest on embedded data.") == 1
+
+
+def test_a_row_is_a_value_where_there_are_more_values_than_arms(home):
+    file = home / "small" / "claim.yaml"
+    told = yaml.safe_load(file.read_text())
+    told["report"] = {
+        f"at_{step}": {"shows": "x", "value": f"plain.val.loss.at({step})"} for step in (100, 200, 250, 300)
+    }
+    file.write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
+    (table,) = Tables(claim_file.load(file), results.read(file.parent)).own()
+    assert table.head == ("teacher", "student", "plain")
+    assert [row.label for row in table.rows] == [f"val.loss.at({step})" for step in (100, 200, 250, 300)]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((0.0264, 0.0284), "0.0274 ± 0.0014"),
+        ((99.5, 100.5), "100.00 ± 0.71"),
+        ((13094, 13096), "13,095 ± 1"),
+        ((0.0, 0.0), "0.00 ± 0.00"),
+        ((-1.5e-9, -2.5e-9), "-2.00e-09 ± 7.07e-10"),
+        ((0.5,), "0.500"),
+    ],
+)
+def test_a_number_shows_three_digits_or_more(values, text):
+    runs = tuple((str(place), "run", value) for place, value in enumerate(values))
+    assert str(Number("x", 1, runs)) == text
 
 
 def test_an_equation_links_to_its_line(home):
