@@ -33,6 +33,8 @@ class Number:
     scale: float
     runs: tuple[tuple[str, str, float], ...]
     """Pair, run and scaled value."""
+    asked: int = 0
+    """How many pairs have runs; those of them that have no finite value are told of."""
 
     @property
     def pairs(self) -> list[float]:
@@ -54,12 +56,13 @@ class Number:
 
     @property
     def parts(self) -> tuple[str, str]:
-        """The mean and the deviation as they are shown; what is the same in every pair by its nature has no deviation."""
+        """The mean and what follows it as they are shown: the deviation, but where all pairs are the same by their nature."""
         if not self.runs:
             return NONE, ""
         form = _form(self.mean)
         exact = self.sd is None or (self.sd == 0 and self.key.partition("@")[0] in ("parameters", "megabytes"))
-        return format(self.mean, form), "" if exact else f"± {self.sd:{form}}"
+        few = f"({len(self.pairs)} of {self.asked})" if len(self.pairs) < self.asked else ""
+        return format(self.mean, form), " ".join(filter(None, ["" if exact else f"± {self.sd:{form}}", few]))
 
     def __str__(self) -> str:
         return " ".join(self.parts).strip()
@@ -243,9 +246,8 @@ class Tables:
     def _number(self, arm: str, task: str, key: str, of: Callable[[Metrics], float], scale: float = 1.0) -> Number:
         runs = self.arms.get(arm, {}).get(task, {})
         found = ((pair, run, of(self.results.metrics(run))) for pair, kept in runs.items() for run in kept)
-        return Number(
-            key, scale, tuple((pair, run, value) for pair, run, value in found if run and math.isfinite(value))
-        )
+        kept = tuple((pair, run, value) for pair, run, value in found if run and math.isfinite(value))
+        return Number(key, scale, kept, len(runs))
 
     def _loyalties(self, arm: str, teacher: str) -> tuple[tuple[Number, ...], ...]:
         return tuple(

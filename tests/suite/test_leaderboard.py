@@ -141,6 +141,19 @@ def test_a_number_shows_three_digits_or_more(values, text):
     assert str(Number("x", 1, runs)) == text
 
 
+def test_a_mean_tells_that_not_every_pair_has_a_value(home):
+    file = home / "small" / "claim.yaml"
+    told = yaml.safe_load(file.read_text())
+    told["report"] = {"fast": {"shows": "x", "value": "student.val.loss.first_below(1.6)"}}
+    file.write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
+    runs = json.loads((file.parent / "results.json").read_text())
+    runs["records"]["distilbert_ro/student0"]["curves"]["val/loss@student"]["values"] = [2.0, 1.9, 1.8]
+    (file.parent / "results.json").write_text(json.dumps(runs))
+    (table,) = Tables(claim_file.load(file), results.read(file.parent)).own()
+    shown = {row.label: str(row.cells[0][0]) for row in table.rows}
+    assert shown == {"teacher": "200.00", "student": "200.00 ± 0.00 (4 of 5)", "plain": "200.00 ± 0.00"}
+
+
 def test_an_equation_links_to_its_line(home):
     leaderboard.render(home)
     page = (home / "small" / "real" / "README.md").read_text()
