@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from kdbench.data.targets import Column
 from kdbench.errors import UserError
 from kdbench.methods.base import Distillation
 from kdbench.methods.reader import Reader, StoredReader, taps_by_role
-from kdbench.models.fingerprint import network_digest, origin_digest
+from kdbench.models.fingerprint import digest
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,8 @@ class TeacherCache(pl.Callback):
     """Keeps what the objective reads of each teacher, row by row, and reads it back: the teacher then does not run.
 
     It is filled while training, without an extra pass, or ahead of time (``kdbench cache``). A teacher all of whose rows
-    are there is not even loaded.
+    are there is not even loaded. What frozen networks answer in the test is kept too, for the next run that is compared with
+    them.
 
     Args:
         home: the folder of the store.
@@ -55,15 +56,18 @@ class TeacherCache(pl.Callback):
             raise UserError(f"cache.limit_gb is more than 0, not {limit_gb}.")
         self.home, self.mode, self.dtype, self.top_k, self.limit_gb = Path(home), mode, dtype, top_k, limit_gb
         self.readers: dict[str, StoredReader] = {}
+        self.answered: dict[str, StoredReader] = {}
         self.reason: str | None = None
         """Why nothing is kept."""
 
     # ---- the store, as a module sees it ----
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Offer the store to a module that has teachers, before it builds them."""
-        if stage == "fit" and isinstance(pl_module, Distillation) and pl_module.teacher_names:
-            pl_module.store = self
+        """Offer the store to a module before it builds its networks: for a fit with teachers, and for every test."""
+        if isinstance(pl_module, Distillation):
+            pl_module.answers = self
+            if stage == "fit" and pl_module.teacher_names:
+                pl_module.store = self
 
     def reader(
         self, module: Distillation, name: str, taps: list[str], build: Callable[[], Reader]
@@ -77,7 +81,7 @@ class TeacherCache(pl.Callback):
         elif draws is None:
             self.reason = "each epoch draws its rows anew without end (data.draws makes a finite pool)"
         else:
-            columns, short = self._columns(module, name, taps)
+            columns, short = self._targets(module, name, taps)
             epochs = _epochs(module)
             if self.mode == "on" or epochs > draws or any(len(column) for column in columns.values()):
                 views = module.task.views(module.data.views[name])
@@ -92,12 +96,20 @@ class TeacherCache(pl.Callback):
             )
         return None
 
-    def _columns(
+    def answering(self, module: Distillation, name: str, build: Callable[[], Reader]) -> StoredReader | None:
+        """Return what reads from the store what a frozen network answers in a test; None when the cache is off."""
+        if self.mode == "off":
+            return None
+        taps, views = module.task.taps, module.task.views(module.data.views[name])
+        columns = self._columns(module, name, taps, {"of": "test"})
+        found = StoredReader(build, taps, views, columns)
+        found.keeps = True
+        self.answered[name] = found
+        return found
+
+    def _targets(
         self, module: Distillation, name: str, taps: list[str]
     ) -> tuple[dict[str, Column], dict[str, tuple[int, float]]]:
-        origin = module.origins[name]
-        digest = origin_digest(origin) or network_digest(module.network(name))
-        views = module.task.views(module.data.views[name])
         temperature = module.objective.short_logits().get(name)
         if self.top_k is not None and temperature is None:
             log.warning(
@@ -105,18 +117,32 @@ class TeacherCache(pl.Callback):
                 "vocabulary, and one temperature.",
                 name,
             )
-        columns, short = {}, {}
-        for role, named in taps_by_role(taps, views).items():
+        short = {}
+        if self.top_k is not None and temperature is not None:
+            views = module.task.views(module.data.views[name])
+            named = [
+                full for role in taps_by_role(taps, views).values() for full, tap in role.items() if tap == "logits"
+            ]
+            short = dict.fromkeys(named, (self.top_k, temperature))
+        return self._columns(module, name, taps, {"dtype": self.dtype}, short), short
+
+    def _columns(
+        self,
+        module: Distillation,
+        name: str,
+        taps: Iterable[str],
+        form: Mapping[str, Any],
+        short: Mapping[str, tuple[int, float]] | None = None,
+    ) -> dict[str, Column]:
+        """Return the column of each tap by its full name; ``form`` says how values are kept, ``short`` which are cut."""
+        origin = module.origins[name]
+        teacher = digest(origin, lambda: module.network(name))
+        columns = {}
+        for role, named in taps_by_role(taps, module.task.views(module.data.views[name])).items():
             for full, tap in named.items():
-                decides = {
-                    "teacher": digest,
-                    "tap": tap,
-                    "precision": str(module.trainer.precision),
-                    "dtype": self.dtype,
-                }
-                if self.top_k is not None and tap == "logits" and temperature is not None:
-                    short[full] = (self.top_k, temperature)
-                    decides |= {"top_k": self.top_k, "temperature": temperature}
+                decides = {"teacher": teacher, "tap": tap, "precision": str(module.trainer.precision), **form}
+                if short and full in short:
+                    decides |= dict(zip(("top_k", "temperature"), short[full], strict=True))
                 about = {
                     "teacher": _told(origin),
                     "dataset": module.data.dataset,
@@ -124,7 +150,7 @@ class TeacherCache(pl.Callback):
                     "role": role,
                 }
                 columns[full] = Column(self.home, decides, about, round(self.limit_gb * 1e9))
-        return columns, short
+        return columns
 
     # ---- around a fit ----
 
@@ -144,32 +170,45 @@ class TeacherCache(pl.Callback):
         """Write the rest and let the store go."""
         self._end()
 
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what was answered, and let the store go."""
+        self._end()
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Keep what was computed so far."""
         self._end()
 
     def told(self) -> dict[str, Any]:
         """Return what the record says of the cache."""
+        answers = {}
+        if self.answered:
+            answers["answers_read"] = sum(reader.read_rows for reader in self.answered.values())
+            answers["answers_computed"] = sum(reader.computed_rows for reader in self.answered.values())
         if not self.readers:
-            return {"mode": self.mode, "off": self.reason or "there is no teacher"}
+            return {"mode": self.mode, "off": self.reason or "there is no teacher", **answers}
         return {
             "mode": self.mode,
+            **answers,
             "dtype": self.dtype,
             "top_k": self.top_k,
             "rows_read": sum(reader.read_rows for reader in self.readers.values()),
             "rows_computed": sum(reader.computed_rows for reader in self.readers.values()),
             "teachers_loaded": sum(reader.reader is not None for reader in self.readers.values()),
-            "megabytes": round(sum(column.bytes for column in self._all()) / 1e6, 2),
+            "megabytes": round(sum(column.bytes for column in _of(self.readers)) / 1e6, 2),
             "closed": next((column.closed for column in self._all() if column.closed), None),
         }
 
     def _all(self) -> list[Column]:
-        return [column for reader in self.readers.values() for column in reader.columns.values()]
+        return _of(self.readers) + _of(self.answered)
 
     def _end(self) -> None:
         for column in self._all():
             column.flush()
             column.release()
+
+
+def _of(readers: Mapping[str, StoredReader]) -> list[Column]:
+    return [column for reader in readers.values() for column in reader.columns.values()]
 
 
 def _epochs(module: Distillation) -> float:

@@ -33,6 +33,9 @@ class Store(Protocol):
     ) -> StoredReader | None:
         """Return what reads the taps of a teacher from the store, or None when they are to be computed at each step."""
 
+    def answering(self, module: "Distillation", name: str, build: Callable[[], Reader]) -> StoredReader | None:
+        """Return what reads from the store what a frozen network answers in a test, or None when that is not kept."""
+
 
 class LearningOptions(TypedDict, total=False):
     """What every family takes besides its networks and terms, with the meanings and defaults of :class:`Distillation`."""
@@ -102,7 +105,9 @@ class Distillation(Evaluation):
         self.student: nn.Module | None = None
         self._frozen: dict[str, nn.Module] = {}  # a plain dict: no child modules, so no checkpoint, optimiser or DDP
         self.store: Store | None = None
-        """Set before ``setup``, by who keeps what the teachers say."""
+        """Set before ``setup``, by who keeps what the teachers say in training."""
+        self.answers: Store | None = None
+        """The same of what frozen networks say in a test."""
         self._unchecked: list[tuple[int, list[int], dict[str, Tensor]]] = []
         self._warned = False
 
@@ -147,8 +152,10 @@ class Distillation(Evaluation):
         return {"step": (self.global_step, steps), "epoch": (self.current_epoch, epochs)}
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Look up what is stored for a training batch, while its ids are still on the CPU."""
-        return self._looked_up(batch) if self.trainer.training else batch
+        """Look up what is stored for a batch, while it is still on the CPU."""
+        if self.trainer.training:
+            return self._looked_up(batch, self.teacher_readers)
+        return self._looked_up(batch, self.answered) if self.trainer.testing else batch
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch to the device; on a CPU it is there already, and walking through it would cost time at every step."""
@@ -158,8 +165,8 @@ class Distillation(Evaluation):
         """Let the data make on the device what they make there; a loader without its data module asks the network alone."""
         return self.data.finish(batch)
 
-    def _looked_up(self, batch: Batch) -> Batch:
-        stored = {name: each for name, each in self.teacher_readers.items() if not isinstance(each, Reader)}
+    def _looked_up(self, batch: Batch, readers: Mapping[str, Reader | StoredReader | FileReader]) -> Batch:
+        stored = {name: each for name, each in readers.items() if not isinstance(each, Reader)}
         if not stored:
             return batch
         named = self.data.named(batch)
@@ -299,7 +306,7 @@ class Distillation(Evaluation):
         self.student.eval()
         try:
             with torch.random.fork_rng(devices=[]):  # what is drawn here is not missing from what training draws
-                self.rehearse(self.prepare(self._looked_up(self.data.example())))
+                self.rehearse(self.prepare(self._looked_up(self.data.example(), self.teacher_readers)))
         except ValueError as error:
             raise UserError(f"The objective does not fit the data or the networks: {error}") from error
         self.student.train(training)

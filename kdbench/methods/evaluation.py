@@ -1,6 +1,7 @@
 """How networks are scored and compared: validation, test and prediction of every family."""
 
 import abc
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,8 @@ class Evaluation(pl.LightningModule, abc.ABC):
     def prepare_scores(self, compared: list[str]) -> None:
         """Make the metrics of the networks that are compared, the student among them."""
         self._score_readers: dict[str, Reader] = {}
+        self.answered: dict[str, StoredReader] = {}
+        """Frozen networks whose answers in the test are in the store, or will be."""
         self.compared_names = compared
         self.scores = nn.ModuleDict({name: nn.ModuleDict(named(self.task.scores())) for name in compared})
         self.loyalties = nn.ModuleDict(
@@ -47,7 +50,8 @@ class Evaluation(pl.LightningModule, abc.ABC):
 
     def answer(self, name: str, batch: Batch) -> dict[str, Tensor]:
         """Return what a network says of a batch when it is scored: its taps; families that sample or generate do so here."""
-        return self._score_reader(name)(batch)
+        stored, known = self.answered.get(name), batch.get(f"known.{name}")
+        return self._score_reader(name)(batch) if stored is None or known is None else stored(batch, known)
 
     def on_validation_epoch_end(self) -> None:
         """Log the student's scores, each over the whole split."""
@@ -84,6 +88,16 @@ class Evaluation(pl.LightningModule, abc.ABC):
                 dict(zip(columns, row, strict=True))
                 for row in zip(*(each.tolist() for each in columns.values()), strict=True)
             ]
+
+    def on_test_start(self) -> None:
+        """Ask the store for what frozen networks answer; answers over a vocabulary are too large to be kept."""
+        frozen = [name for name in self.compared_names if name in self.origins and name != "student"]
+        if self.answers is None or not self.task.keeps:
+            return
+        for name in frozen:
+            reader = self.answers.answering(self, name, functools.partial(self._score_reader, name))
+            if reader is not None:
+                self.answered[name] = reader
 
     def on_test_epoch_start(self) -> None:
         """Begin a new table of rows, without pictures."""

@@ -29,6 +29,8 @@ class Task:
 
     taps: ClassVar[tuple[str, ...]] = ("logits",)
     """What evaluation reads of a network, view included where there are several roles."""
+    keeps: ClassVar[bool] = True
+    """Whether what a frozen network says of a row is kept for the next test: not numbers for every word of a vocabulary."""
     chosen_by: ClassVar[tuple[str, str]] = ("accuracy", "highest")
     """The validation score that chooses the best checkpoint, and whether the highest or the lowest is best."""
 
@@ -76,6 +78,7 @@ class Unlabelled(Task):
     """Texts without labels, for a student that copies a teacher's inner states: the objective's terms on rows held out."""
 
     taps = ()
+    keeps = False
     chosen_by = ("objective", "lowest")
 
     def objective(self) -> dict[str, Term]:
@@ -99,6 +102,7 @@ class MaskedLanguage(Task):
     """Masked tokens: accuracy and perplexity over the masked positions of each network's own view."""
 
     chosen_by = ("cross_entropy", "lowest")
+    keeps = False
 
     def objective(self) -> dict[str, Term]:
         """Return the cross-entropy of the masked tokens."""
@@ -134,6 +138,7 @@ class Language(Task):
     """The next token of a response: accuracy, cross-entropy and perplexity of a network that writes from left to right."""
 
     chosen_by = ("cross_entropy", "lowest")
+    keeps = False
 
     def objective(self) -> dict[str, Term]:
         """Return the cross-entropy of the next tokens."""
@@ -292,6 +297,7 @@ class Density(Task):
     """Samples of a density: what a network draws, against real rows; of a known mixture also the modes that it reaches."""
 
     taps = ()
+    keeps = False
     chosen_by = ("sliced_wasserstein", "lowest")
     mixture: DensityMixture | None = None
     reads: ClassVar[dict[str, tuple[tuple[str, str], ...]]] = {

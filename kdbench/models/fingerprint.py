@@ -1,6 +1,8 @@
 """Which network it is, told by its content: equal digests mean equal outputs."""
 
 import hashlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +13,22 @@ from kdbench.models.package import FromPackage
 
 FILES = ("*.safetensors", "*.json")
 """What decides the outputs of a saved network: weights and config (and its tokenizer's files, which do no harm)."""
+
+
+def digest(origin: Origin, build: Callable[[], nn.Module]) -> str:
+    """Return a digest of the network that an origin makes; ``build`` is asked for it only where files do not tell.
+
+    What surgeries were told counts too, for not all that they change need be a weight: the scale of a LoRA is none.
+    """
+    found = origin_digest(origin)
+    if found is not None:
+        return found
+    told = [
+        (type(each).__qualname__, [(name, value) for name, value in sorted(vars(each).items()) if _plain(value)])
+        for each in origin.then
+    ]
+    found = network_digest(build())
+    return hashlib.sha256(f"{found} {told}".encode()).hexdigest() if told else found
 
 
 def origin_digest(origin: Origin) -> str | None:
@@ -33,3 +51,7 @@ def network_digest(network: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | list | tuple | dict | None)
