@@ -177,6 +177,8 @@ def _train(stage: Stage, label: str, wandb: runs.Tracking | None, quiet: bool, w
         for logger in loggers:
             if hasattr(logger, "log_record"):
                 logger.log_record(record)
+    if fits(stage):  # by all ranks; a finished run goes on no more, and the optimiser's state is twice the weights
+        cli.trainer.save_checkpoint(checkpoint, weights_only=True)
     return record
 
 

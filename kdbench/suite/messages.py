@@ -87,6 +87,8 @@ def runtime_fault(error: Exception, folder: Path) -> str | None:
             f"The checkpoint in '{folder}' belongs to another architecture ({first}): remove it, and the same command "
             "starts anew."
         )
+    if "checkpoint contains only the model" in text:
+        return f"'{folder}' holds the weights of a finished run without its record: remove it, and the same command starts anew."
     if isinstance(error, (ValueError, MisconfigurationException)) and _raised_by_lightning(error):
         return trainer_fault(error)
     return None

@@ -1,6 +1,7 @@
 """Fleets: the runs of an experiment over the values of a setting are planned, found and fitted, and handed to one study."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -149,7 +150,7 @@ def test_a_fleet_is_fitted_where_it_is_missing_and_read_by_its_study():
     assert all(each.finished for each in fleet(stage))
     assert stage.record is None
     times = [(each.folder / runs.RECORD).stat().st_mtime_ns for each in fleet(stage)]
-    (fleet(stage)[1].folder / runs.RECORD).unlink()
+    shutil.rmtree(fleet(stage)[1].folder)
     with pytest.raises(UserError, match="too few"):
         fit.fit(plan(three), quiet=True)
     assert [

@@ -342,7 +342,7 @@ def test_a_single_teacher_with_another_vocabulary_names_the_family_that_can(agai
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["of another architecture", "damaged"])
+@pytest.mark.parametrize("name", ["of another architecture", "damaged", "of a finished run"])
 def test_a_checkpoint_that_cannot_be_resumed(name, again):
     run = teacher(again)
     (run / "record.json").unlink()
@@ -350,6 +350,8 @@ def test_a_checkpoint_that_cannot_be_resumed(name, again):
     if name == "damaged":
         checkpoint.write_bytes(checkpoint.read_bytes()[:20000])
         sentence = f"The checkpoint '{checkpoint}' is damaged "
+    elif name == "of a finished run":
+        sentence = f"'{run}' holds the weights of a finished run without its record: "
     else:
         shutil.copy(teacher(again, "teacher_uncased") / "checkpoints" / "last.ckpt", checkpoint)
         sentence = (
