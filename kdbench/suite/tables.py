@@ -9,7 +9,7 @@ from typing import Any
 from kdbench.errors import UserError
 from kdbench.suite import claims
 from kdbench.suite.claims import OWN, Claim, ClaimFile, Metrics, Shown
-from kdbench.suite.expressions import Reference
+from kdbench.suite.expressions import Reading, Reference
 from kdbench.suite.results import Results
 
 NONE = "-"
@@ -163,7 +163,10 @@ class Tables:
         """
         told = (*self.file.claims.values(), *self.file.report.values())
         read = [each for one in told if one.pairs == "seeds" for each in one.references if each.task is None]
-        names = {each.text.removeprefix(f"{each.arm}."): each for each in read}
+        values: dict[tuple[str, Reading], Reference] = {}
+        for each in read:  # which may name the student or not
+            values.setdefault((each.keys()[0], each.reading), each)
+        names = {each.text.removeprefix(f"{each.arm}."): each for each in values.values()}
         groups: list[tuple[set[str], dict[str, dict[str, Number]]]] = []
         for arm in self.arms:
             numbers = {name: self._read(arm, each) for name, each in names.items() if name not in SIZES}
