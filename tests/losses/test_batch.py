@@ -51,12 +51,14 @@ def test_the_gram_distance_by_numpy(seed):
 @given(seeds)
 def test_the_similarity_divergence_by_scipys_cosines(seed):
     student, teacher = draw(seed, 5, 3), draw(seed + 1, 5, 4)
-    shares = []
+    eps, shares = 1e-7, []
     for each in (student, teacher):
-        similarity = 1 - cdist(each, each, "cosine") / 2
+        lengths = np.linalg.norm(each, axis=1)
+        shorter = lengths / (lengths + eps)
+        similarity = (1 + (1 - cdist(each, each, "cosine")) * np.outer(shorter, shorter)) / 2
         shares.append(similarity / similarity.sum(1, keepdims=True))
-    expected = np.mean(shares[1] * np.log(shares[1] / shares[0]))
-    assert float(b.similarity_divergence(student, teacher)) == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    expected = np.mean(shares[1] * np.log((shares[1] + eps) / (shares[0] + eps)))
+    assert float(b.similarity_divergence(student, teacher)) == pytest.approx(expected, rel=1e-7, abs=1e-12)
 
 
 @pytest.mark.parametrize("loss", OF_BOTH, ids=lambda each: type(each).__name__)

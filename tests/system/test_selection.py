@@ -5,6 +5,7 @@ import math
 import statistics
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -36,10 +37,26 @@ def plan(*arguments):
     return chain.plan(experiment.read(*parsed.configs, overrides=parsed.overrides))
 
 
+class AtTheEnd(pl.Callback):
+    """Keeps a whole checkpoint of the end of the fit."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def on_train_end(self, trainer, pl_module):
+        trainer.save_checkpoint(self.file)
+        self.checkpoint = torch.load(self.file, weights_only=True)
+
+
 @pytest.fixture(scope="module")
-def probe(home):
+def seen(tmp_path_factory):
+    return AtTheEnd(tmp_path_factory.mktemp("end") / "whole.ckpt")
+
+
+@pytest.fixture(scope="module")
+def probe(home, seen):
     stage = plan(*PROBE)
-    fit.fit(stage, quiet=True)
+    fit.fit(stage, quiet=True, watch=[seen])
     return stage
 
 
@@ -47,14 +64,14 @@ def weights(stage, file=runs.CHECKPOINT):
     return torch.load(stage.folder / file, weights_only=True)["state_dict"]
 
 
-def test_only_what_train_names_is_trained(probe):
+def test_only_what_train_names_is_trained(probe, seen):
     teacher = weights(probe.parents["model.student"])
     ours = weights(probe)
     frozen = [name for name in ours if name in teacher and ".encoder." in name]
     assert frozen
     assert all(torch.equal(ours[name], teacher[name]) for name in frozen)
     best, last = (weights(probe, file)["student.classifier.weight"] for file in (runs.BEST, runs.CHECKPOINT))
-    optimizer = torch.load(probe.folder / runs.CHECKPOINT, weights_only=True)["optimizer_states"][0]
+    optimizer = seen.checkpoint["optimizer_states"][0]
     assert len(optimizer["state"]) == 2, "the weight and the bias of the classifier"
     assert best.shape == last.shape
 
@@ -97,13 +114,9 @@ def test_the_table_of_rows_adds_up_to_the_score(probe):
     assert mean == pytest.approx(probe.record["metrics"]["test/accuracy@student"], abs=1e-6)
 
 
-def test_curves_go_on_after_a_kill(tmp_path, probe):
+def test_curves_go_on_after_a_kill(probe, seen):
     """The state of the callback in a checkpoint holds the points before it."""
-    callback = next(
-        state
-        for name, state in torch.load(probe.folder / runs.CHECKPOINT, weights_only=True)["callbacks"].items()
-        if "Curves" in name
-    )
+    callback = next(state for name, state in seen.checkpoint["callbacks"].items() if "Curves" in name)
     assert [point["steps"] for point in callback["points"]] == [13, 26, 39, 52]
     assert callback["examples"] == 400
     assert callback["seconds"] > callback["points"][-1]["seconds"]
