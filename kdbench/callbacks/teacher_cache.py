@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from kdbench.data.targets import Column
 from kdbench.errors import UserError
@@ -63,16 +64,16 @@ class TeacherCache(pl.Callback):
     # ---- the store, as a module sees it ----
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Offer the store to a module before it builds its networks: for a fit with teachers, and for every test."""
+        """Offer the store to a module before it builds its networks."""
         if isinstance(pl_module, Distillation):
-            pl_module.answers = self
-            if stage == "fit" and pl_module.teacher_names:
-                pl_module.store = self
+            pl_module.store = self
 
     def reader(
         self, module: Distillation, name: str, taps: list[str], build: Callable[[], Reader]
     ) -> StoredReader | None:
         """Return what reads a teacher's taps from the store; None, with the reason noted, when that would not help."""
+        if module.trainer.state.fn != TrainerFn.FITTING:
+            return None
         draws = module.data.versions
         if self.mode == "off":
             self.reason = "it is switched off"

@@ -105,9 +105,7 @@ class Distillation(Evaluation):
         self.student: nn.Module | None = None
         self._frozen: dict[str, nn.Module] = {}  # a plain dict: no child modules, so no checkpoint, optimiser or DDP
         self.store: Store | None = None
-        """Set before ``setup``, by who keeps what the teachers say in training."""
-        self.answers: Store | None = None
-        """The same of what frozen networks say in a test."""
+        """Set before ``setup``, by who keeps what frozen networks say."""
         self._unchecked: list[tuple[int, list[int], dict[str, Tensor]]] = []
         self._warned = False
 

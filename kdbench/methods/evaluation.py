@@ -25,6 +25,8 @@ class Evaluation(pl.LightningModule, abc.ABC):
     task: Task
     data: Any
     objective: Objective
+    origins: Mapping[str, Any]
+    store: Any
     unpad: bool
     teacher_readers: dict[str, Reader | StoredReader | FileReader]
 
@@ -90,12 +92,13 @@ class Evaluation(pl.LightningModule, abc.ABC):
             ]
 
     def on_test_start(self) -> None:
-        """Ask the store for what frozen networks answer; answers over a vocabulary are too large to be kept."""
-        frozen = [name for name in self.compared_names if name in self.origins and name != "student"]
-        if self.answers is None or not self.task.keeps:
+        """Ask the store for what frozen networks answer."""
+        if self.store is None or not (self.task.taps and self.task.keeps):
             return
-        for name in frozen:
-            reader = self.answers.answering(self, name, functools.partial(self._score_reader, name))
+        for name in self.compared_names:
+            if name == "student" or name not in self.origins:  # or a part of it, as an exit is
+                continue
+            reader = self.store.answering(self, name, functools.partial(self._score_reader, name))
             if reader is not None:
                 self.answered[name] = reader
 

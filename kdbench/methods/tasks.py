@@ -78,7 +78,6 @@ class Unlabelled(Task):
     """Texts without labels, for a student that copies a teacher's inner states: the objective's terms on rows held out."""
 
     taps = ()
-    keeps = False
     chosen_by = ("objective", "lowest")
 
     def objective(self) -> dict[str, Term]:
@@ -297,7 +296,6 @@ class Density(Task):
     """Samples of a density: what a network draws, against real rows; of a known mixture also the modes that it reaches."""
 
     taps = ()
-    keeps = False
     chosen_by = ("sliced_wasserstein", "lowest")
     mixture: DensityMixture | None = None
     reads: ClassVar[dict[str, tuple[tuple[str, str], ...]]] = {

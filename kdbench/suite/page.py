@@ -123,16 +123,16 @@ def _cell(cell: Cell) -> str:
 def _measured(made: Tables) -> list[str]:
     """Return all that was measured; where it rests on embedded data, the first table says so."""
     groups = [[made.measured()], made.own(), [made.loyalty()], [made.sizes()]]
-    found = [_section(*group) for group in groups if group and group[0]]
-    if found and made.results.source == "embedded":
-        found[0] = found[0].replace("\n", f"\n**{EMBEDDED}** ", 1)
-    return found
+    found = [group for group in groups if group and group[0]]
+    first = f"**{EMBEDDED}**" if made.results.source == "embedded" else ""
+    return [_section(*group, mark=first if group is found[0] else "") for group in found]
 
 
-def _section(*group: Table) -> str:
-    """Return tables under the title and the note of the first."""
+def _section(*group: Table, mark: str = "") -> str:
+    """Return tables under the title and the note of the first, ``mark`` before the note."""
     drawn = [_rows(["", *table.head], ([row.label, *map(_cell, row.cells)] for row in table.rows)) for table in group]
-    return "\n\n".join([f"## {group[0].title}\n{group[0].note}".strip(), *drawn])
+    note = f"{mark} {group[0].note}".strip()
+    return "\n\n".join([f"## {group[0].title}\n{note}".strip(), *drawn])
 
 
 def _verdicts(file: ClaimFile, verdicts: Mapping[str, Verdict]) -> str:

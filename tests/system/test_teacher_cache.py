@@ -35,8 +35,8 @@ def home(tmp_path_factory):
         yield
 
 
-def plan(*arguments):
-    parsed = cli.parse([*RUN, *arguments], {"seed"}, set())
+def plan(*arguments, of=RUN):
+    parsed = cli.parse([*of, *arguments], {"seed"}, set())
     changes = [*parsed.overrides, ("seed_everything", int(parsed.options.get("seed", 0)))]
     return chain.plan(experiment.read(*parsed.configs, overrides=changes), fresh=True)
 
@@ -261,3 +261,65 @@ def test_two_processes_share_one_store(store):
         told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert told.returncode == 0, told.stderr
         assert (", 0 computed" not in told.stdout) == computed, told.stdout
+
+
+# ---- what frozen networks answer in a test ----
+
+ANSWERED = [
+    *("--config", "experiments/sinkd.yaml", "--stages.teacher.trainer.max_steps", "20"),
+    *("--data.train_rows", "64", "--trainer.max_steps", "4"),
+]
+
+
+def answered(*arguments):
+    """Fit anew, and return the record."""
+    return fit.fit(plan(*arguments, of=ANSWERED), quiet=True)
+
+
+def scores(record):
+    """Return all that the test says but times."""
+    return {
+        name: value for name, value in record["metrics"].items() if name.startswith("test/") and "seconds" not in name
+    }
+
+
+@pytest.fixture(scope="module")
+def unkept(home):
+    record = answered("--cache.mode", "off")
+    assert "answers_read" not in record["cache"]
+    return record
+
+
+@pytest.fixture(scope="module")
+def asked(unkept):
+    """The test rows, all of which the teacher answers in the first run that keeps its answers."""
+    told = answered()["cache"]
+    assert told["answers_read"] == 0
+    assert told["answers_computed"] > 0
+    return told["answers_computed"]
+
+
+def test_the_next_run_reads_all_answers_and_says_the_same(unkept, asked):
+    record = answered()
+    assert (record["cache"]["answers_read"], record["cache"]["answers_computed"]) == (asked, 0)
+    assert scores(record) == pytest.approx(scores(unkept), abs=1e-6)
+
+
+def test_another_seed_reads_them_too(asked):
+    told = answered("--seed", "1")["cache"]
+    assert (told["answers_read"], told["answers_computed"]) == (asked, 0)
+
+
+def test_another_teacher_is_asked(asked):
+    told = answered("--stages.teacher.trainer.max_steps", "21")["cache"]
+    assert (told["answers_read"], told["answers_computed"]) == (0, asked)
+
+
+def test_a_damaged_store_is_asked_for_nothing(unkept, asked):
+    for block in runs.targets().glob("*/*.safetensors"):
+        content = bytearray(block.read_bytes())
+        content[len(content) // 2] ^= 1
+        block.write_bytes(content)
+    record = answered()
+    assert (record["cache"]["answers_read"], record["cache"]["answers_computed"]) == (0, asked)
+    assert scores(record) == pytest.approx(scores(unkept), abs=1e-6)
