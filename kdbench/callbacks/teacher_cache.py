@@ -19,6 +19,8 @@ from kdbench.models.fingerprint import digest
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SHARE = 0.25
+"""Of the store, that one run may fill with what one teacher says, where it was not asked to keep it."""
 
 
 class TeacherCache(pl.Callback):
@@ -30,7 +32,8 @@ class TeacherCache(pl.Callback):
 
     Args:
         home: the folder of the store.
-        mode: ``on``; ``off``; ``auto``: where a row comes back in this run, or where an earlier run has kept something.
+        mode: ``on``; ``off``; ``auto``: where a row comes back in this run, or where an earlier run has kept something, and
+            what a run keeps is a quarter of the store or less: whole feature maps cost more to write than to compute again.
         dtype: in which values are kept. In float32 a run gives the same weights as without the cache, but for 1e-7 where a
             row was computed in another batch; the others round the targets.
         top_k: keep only so many logits of a teacher, and the others as one class: the divergence is exact on the kept
@@ -156,9 +159,15 @@ class TeacherCache(pl.Callback):
     # ---- around a fit ----
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to keep; say so when what was asked for cannot be done."""
-        for reader in self.readers.values():
-            reader.keeps = True
+        """Begin to keep, but in ``auto`` what is large; say so when what was asked for cannot be done."""
+        for name, reader in list(self.readers.items()):
+            gigabytes = self._gigabytes(pl_module, reader) if self.mode == "auto" else 0.0
+            reader.keeps = gigabytes <= SHARE * self.limit_gb
+            if not reader.keeps:
+                self.reason = f"their targets would take {gigabytes:.1f} GB of the store's {self.limit_gb:g} (--cache on keeps them)"
+                pl_module.teacher_readers[name] = reader.reader
+                for column in self.readers.pop(name).columns.values():
+                    column.release()
         if trainer.is_global_zero and self.reason is not None and self.mode == "on":
             log.warning("Teacher targets are computed at each step: %s.", self.reason)
 
@@ -178,6 +187,11 @@ class TeacherCache(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Keep what was computed so far."""
         self._end()
+
+    def _gigabytes(self, module: Distillation, reader: StoredReader) -> float:
+        """Return what this run would keep of a teacher; 0 where the rehearsal found all that it asked for."""
+        rows = len(module.data.items["train"]) * min(module.data.versions, _epochs(module))
+        return rows * sum(reader.row_bytes.values()) / 1e9
 
     def told(self) -> dict[str, Any]:
         """Return what the record says of the cache."""

@@ -120,6 +120,8 @@ class StoredReader:
         self.keeps = False
         """Whether fresh values are kept and rows are counted: in training, not in the rehearsal before it."""
         self.read_rows, self.computed_rows = 0, 0
+        self.row_bytes: dict[str, float] = {}
+        """What a row of each role weighs, known when something was computed in the rehearsal."""
 
     def look_up(self, batch: Batch) -> dict[str, Known]:
         """Return what the store knows of a batch that is still on the CPU, by role."""
@@ -156,6 +158,9 @@ class StoredReader:
                 names = found.names[found.missing.cpu().numpy()]
                 for name in taps:
                     self.columns[name].add(names, _rows_of(kept[name], asked))
+            else:
+                weight = sum(part.nbytes for parts in kept.values() for part in parts.values())
+                self.row_bytes[role] = weight / len(found.missing)
             fresh = {name: _widened(parts) for name, parts in kept.items()}
             values |= (
                 fresh if whole else {name: _merged(found.values[name], fresh[name], found.missing) for name in taps}

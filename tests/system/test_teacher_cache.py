@@ -263,6 +263,16 @@ def test_two_processes_share_one_store(store):
         assert (", 0 computed" not in told.stdout) == computed, told.stdout
 
 
+def test_what_would_fill_the_store_is_kept_only_when_asked_for(tmp_path, monkeypatch, plain):
+    monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "targets"))
+    weights, told = run("--cache.limit_gb", "0.001")
+    assert told["off"].startswith("their targets would take ")
+    assert not list((tmp_path / "targets").glob("*/*.safetensors"))
+    assert difference(weights, plain) < 1e-5
+    _, told = run("--cache.limit_gb", "0.001", "--cache.mode", "on")
+    assert told["rows_computed"] > 0
+
+
 # ---- what frozen networks answer in a test ----
 
 ANSWERED = [
