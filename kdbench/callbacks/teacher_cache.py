@@ -164,7 +164,8 @@ class TeacherCache(pl.Callback):
             gigabytes = self._gigabytes(pl_module, reader) if self.mode == "auto" else 0.0
             reader.keeps = gigabytes <= SHARE * self.limit_gb
             if not reader.keeps:
-                self.reason = f"their targets would take {gigabytes:.1f} GB of the store's {self.limit_gb:g} (--cache on keeps them)"
+                size = f"{gigabytes:.1f} GB of the store's {self.limit_gb:g}"
+                self.reason = f"their targets would take {size} (--cache on keeps them)"
                 pl_module.teacher_readers[name] = reader.reader
                 for column in self.readers.pop(name).columns.values():
                     column.release()
