@@ -55,9 +55,10 @@ def test_a_bias_starts_at_0_and_is_learnt():
 
 
 def test_an_optimiser_made_before_the_first_call_trains_the_weight():
+    torch.manual_seed(0)
     projection = Projection()
     optimizer = torch.optim.AdamW(projection.parameters(), lr=0.1)
-    target = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+    target = STATES @ torch.randn(6, 9)  # some weight reaches it
     values = []
     for _ in range(30):
         value = (projection(STATES, 9) - target).square().mean()
@@ -65,7 +66,7 @@ def test_an_optimiser_made_before_the_first_call_trains_the_weight():
         value.backward()
         optimizer.step()
         values.append(float(value.detach()))
-    assert values[-1] < values[0] / 2
+    assert values[-1] < values[0] / 10
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -109,7 +109,7 @@ def test_a_teacher_is_as_it_was(run):
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_the_rehearsal_leaves_the_students_statistics(home):
+def test_the_rehearsal_leaves_the_students_statistics(run):
     seen = {}
 
     class Watch(pl.Callback):
