@@ -1,7 +1,7 @@
 """DataModule of samples of a density, points or images, for networks that learn to draw such samples."""
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Unpack
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdbench.data.base import DataOptions, Item, Row, TaskData, class_numbers, field
 from kdbench.data.generators.density_mixtures import DensityMixture
+from kdbench.data.samplers import WholeBatches
 from kdbench.data.vectors import checked_range, ranged
 from kdbench.errors import UserError
 
@@ -83,15 +84,18 @@ class DensitySamples(TaskData):
         """Return the numbers of the rows alone: a batch is looked up in the columns at once."""
         return RowNumbers(len(self.items[split]))
 
-    def collate(self, split: str, chosen: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    def sampler(self, split: str) -> Callable[..., WholeBatches]:
+        """Return what puts the rows of a split in order."""
+        return WholeBatches
+
+    def collate(self, split: str, chosen: tuple[np.ndarray, int]) -> dict[str, Any]:
         """Return ``inputs.sample`` ``[B, ...]``, ``inputs.label`` ``[B]`` and ``noise_seed``; outside training also ``other``."""
-        rows = torch.from_numpy(np.array([row for row, _ in chosen]))
-        first, draw = chosen[0]
+        rows, draw = torch.from_numpy(chosen[0]), chosen[1]
         batch = {
             "id": rows,
             "draw": torch.full_like(rows, draw),
             "inputs": self._view(split, rows),
-            "noise_seed": zlib.crc32(f"{self.seed} {split} {draw} {first}".encode()),
+            "noise_seed": zlib.crc32(f"{self.seed} {split} {draw} {chosen[0][0]}".encode()),
         }
         if split != "train":
             batch["other"] = self._view("train", rows % len(self.items["train"]))
@@ -99,11 +103,11 @@ class DensitySamples(TaskData):
 
     def example(self) -> dict[str, Any]:
         """Return one small batch of training rows."""
-        return self.collate("train", [(0, 0), (1, 0)])
+        return self.collate("train", (np.arange(2), 0))
 
     def speed_batch(self) -> dict[str, Any]:
         """Return one full batch of training rows, taken for samples at the noise level 1, to measure speed on."""
-        batch = self.collate("train", [(row, 0) for row in range(min(self.batch_size, len(self.items["train"])))])
+        batch = self.collate("train", (np.arange(min(self.batch_size, len(self.items["train"]))), 0))
         return {**batch, "inputs": {**batch["inputs"], "sigma": torch.ones(len(batch["id"]))}}
 
     def table(self, split: str) -> dict[str, Tensor]:
@@ -120,7 +124,7 @@ class DensitySamples(TaskData):
 
 
 class RowNumbers(torch.utils.data.Dataset):
-    """Rows by their numbers, each asked for together with its draw."""
+    """Batches of rows by their numbers, asked for together with their draw."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -128,8 +132,5 @@ class RowNumbers(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return self.rows
 
-    def __getitem__(self, asked: tuple[int, int]) -> tuple[int, int]:
-        return asked
-
-    def __getitems__(self, asked: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    def __getitems__(self, asked: tuple[np.ndarray, int]) -> tuple[np.ndarray, int]:
         return asked

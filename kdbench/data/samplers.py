@@ -101,11 +101,15 @@ class GroupedBatches(Sampler[list[tuple[int, int]]]):
             return -(-self.kept // (self.per_batch * self.world))
         return -(-len(range(self.rank, self.rows, self.world)) // self.per_batch)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[Any]:
         """Yield this rank's batches of the chosen epoch from position ``start`` on."""
         draw = self.epoch if self.draws is None else self.epoch % self.draws
         batches = (self._shuffled() if self.shuffle else self._in_order())[self.start :]
-        return ([(row, draw) for row in batch.tolist()] for batch in batches)
+        return (self.asked(batch, draw) for batch in batches)
+
+    def asked(self, rows: np.ndarray, draw: int) -> Any:
+        """Return a batch as it is asked of the data: ``(row, draw)`` for each of its rows."""
+        return [(row, draw) for row in rows.tolist()]
 
     def order(self) -> np.ndarray:
         """Return the rows of the chosen epoch in the order of their draw, ``[kept]``: all in random order, each once."""
@@ -130,6 +134,14 @@ class GroupedBatches(Sampler[list[tuple[int, int]]]):
         order = np.arange(self.rows) if self.lengths is None else np.argsort(self.lengths, kind="stable")
         mine = order[self.rank :: self.world]
         return [mine[first : first + self.per_batch] for first in range(0, len(mine), self.per_batch)]
+
+
+class WholeBatches(GroupedBatches):
+    """The same batches as ``(rows, draw)`` with rows ``[B]``, for data that look a batch up at once."""
+
+    def asked(self, rows: np.ndarray, draw: int) -> tuple[np.ndarray, int]:
+        """Return the rows of a batch and their draw."""
+        return rows, draw
 
 
 class ResumableLoader(DataLoader):

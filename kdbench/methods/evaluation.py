@@ -30,6 +30,13 @@ class Evaluation(pl.LightningModule, abc.ABC):
     unpad: bool
     teacher_readers: dict[str, Reader | StoredReader | FileReader]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; the hook that Lightning is in, set some thirty times a step, is no parameter to look for."""
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def prepare_scores(self, compared: list[str]) -> None:
         """Make the metrics of the networks that are compared, the student among them."""
         self._score_readers: dict[str, Reader] = {}

@@ -38,7 +38,7 @@ class MovingAverage(nn.Module):
         """Follow the network by one update; a ``decay`` given here counts instead of the average's own."""
         decay = self._decay() if decay is None else decay
         ours, theirs = (list(each.parameters()) for each in (self.network, network))
-        torch._foreach_lerp_(ours, [each.detach().to(mine) for mine, each in zip(ours, theirs, strict=True)], 1 - decay)
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
         for mine, each in zip(self.network.buffers(), network.buffers(), strict=True):
             mine.copy_(each)
         self.updates += 1

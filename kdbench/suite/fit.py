@@ -270,6 +270,7 @@ def build(stage: Stage, callbacks: list[pl.Callback], loggers: list[Logger] | bo
         "logger": loggers,
         "default_root_dir": str(stage.folder),
         "plugins": [AtomicCheckpoints(), *requeue.plugins()],
+        "profiler": {"class_path": "kdbench.callbacks.profiler.Unwatched"},
         "enable_progress_bar": False,  # StageProgress shows the whole run
         **({"enable_checkpointing": False} if not callbacks else {}),
     }

@@ -2,7 +2,8 @@
 
 The teacher's step and Diff-Instruct's on the ring, and the teacher's with a U-Net of 0.7 M parameters on digits, each as ``kdbench
 fit`` makes it, checkpoints and logs included, and as people write it by hand: the same networks, batches, optimisers and averages,
-nothing else. The two take turns in one process and one thread, round by round, after steps that are not counted.
+nothing else. By hand, batches are rows of a tensor in memory; the teacher on the ring also has them from torch's DataLoader. The
+two take turns in one process and one thread, round by round, after steps that are not counted.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from kdbench.data import registry
 from kdbench.models.denoiser import Denoiser, DenoiserConfig
@@ -81,16 +83,29 @@ def beside(values: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
     return values.view(-1, *[1] * (samples.dim() - 1))
 
 
+def taken(samples: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
+    """Return one epoch of batches."""
+    return (samples[rows] for rows in torch.randperm(len(samples)).split(batch_size))
+
+
+def loaded(samples: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
+    """Return one epoch of batches from torch's DataLoader."""
+    return (batch for (batch,) in DataLoader(TensorDataset(samples), batch_size, shuffle=True))
+
+
 def teacher_steps(
-    samples: torch.Tensor, total: int, config: dict[str, Any] = EMPTY, batch_size: int = 512
+    samples: torch.Tensor,
+    total: int,
+    config: dict[str, Any] = EMPTY,
+    batch_size: int = 512,
+    batches: Callable[[torch.Tensor, int], Iterator[torch.Tensor]] = taken,
 ) -> Iterator[None]:
     """Train a denoiser and its moving average, by hand."""
     student, average = network(config), network(config).requires_grad_(False)
     optimizer = torch.optim.Adam(student.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
     while True:
-        for rows in torch.randperm(len(samples)).split(batch_size):
-            clean = samples[rows]
+        for clean in batches(samples, batch_size):
             sigma = (torch.randn(len(clean)) * 1.2 - 0.8).exp()
             denoised = student(clean + beside(sigma, clean) * torch.randn_like(clean), sigma).denoised
             weight = 1 / sigma**2 + 1 / SIGMA_DATA**2
@@ -103,6 +118,11 @@ def teacher_steps(
                 for ours, theirs in zip(average.parameters(), student.parameters(), strict=True):
                     ours.lerp_(theirs, 0.005)
             yield
+
+
+def teacher_steps_loaded(samples: torch.Tensor, total: int) -> Iterator[None]:
+    """Train the teacher by hand, with torch's DataLoader."""
+    return teacher_steps(samples, total, batches=loaded)
 
 
 def diff_instruct_steps(samples: torch.Tensor, total: int) -> Iterator[None]:
@@ -166,6 +186,7 @@ class Job(NamedTuple):
 
 JOBS = {
     "teacher, ring": Job("teacher", {}, teacher_steps, points),
+    "teacher, ring, from a DataLoader": Job("teacher", {}, teacher_steps_loaded, points),
     "Diff-Instruct, ring": Job("diff_instruct", {}, diff_instruct_steps, points),
     "teacher, U-Net, digits": Job(
         "teacher",

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import Dataset
 
 from kdbench.data import balance
-from kdbench.data.samplers import GroupedBatches, ResumableLoader
+from kdbench.data.samplers import GroupedBatches, ResumableLoader, WholeBatches
 from kdbench.errors import UserError
 
 
@@ -166,6 +166,13 @@ def test_all_rows_have_equal_chances_to_be_left_out():
 def test_draws():
     assert [epoch_of(GroupedBatches(2, 1, draws=3), epoch)[0][0][1] for epoch in range(5)] == [0, 1, 2, 0, 1]
     assert [epoch_of(GroupedBatches(2, 1), epoch)[0][0][1] for epoch in range(3)] == [0, 1, 2]
+
+
+def test_whole_batches_are_the_same_batches():
+    for epoch in range(3):
+        batches = epoch_of(WholeBatches(20, 3, seed=4, rank=1, world=2), epoch)
+        pairs = [[(int(row), draw) for row in rows] for rows, draw in batches]
+        assert pairs == epoch_of(GroupedBatches(20, 3, seed=4, rank=1, world=2), epoch)
 
 
 def test_a_start_position_belongs_to_its_epoch():

@@ -1,6 +1,7 @@
 """Diffusion methods: what each step promises, what stays as it is, exact resumption, and the sentences for mistakes."""
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -66,7 +67,7 @@ def same(one, other):
 
 def prepared(module, rows=64, draw=3):
     """Return the batch that a fitted module sees of the first training rows."""
-    return module.prepare(module.data.collate("train", [(row, draw) for row in range(rows)]))
+    return module.prepare(module.data.collate("train", (np.arange(rows), draw)))
 
 
 @pytest.fixture(scope="module")

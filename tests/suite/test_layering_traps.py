@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.profilers import SimpleProfiler
 
 from kdbench import cli
+from kdbench.callbacks.profiler import Unwatched
 from kdbench.losses.divergences import JensenShannon, KLDivergence
 from kdbench.suite import chain, experiment, fit
 
@@ -64,6 +66,12 @@ def test_the_optimizer_of_the_file_keeps_what_is_not_changed():
     found = optimizer(built("--model.optimizer.lr", "0.25"))
     assert type(found) is torch.optim.AdamW
     assert (found.defaults["lr"], tuple(found.defaults["betas"]), found.defaults["eps"]) == (0.25, (0.9, 0.98), 1e-6)
+
+
+def test_a_profiler_of_the_trainer_takes_the_place_of_the_idle_one():
+    idle, simple = (built(*asked).trainer.profiler for asked in ((), ("--trainer.profiler", "simple")))
+    assert type(idle) is Unwatched and type(simple) is SimpleProfiler
+    assert idle.profile("one") is idle.profile("another")
 
 
 def test_without_an_optimizer_the_documented_one_is_made():
