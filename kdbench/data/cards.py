@@ -1,7 +1,8 @@
 """The cards of the data sets: what each is, where its rows come from, what is known of it."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Hub(NamedTuple):
@@ -22,9 +23,9 @@ class Card:
         languages: ISO 639-1 codes.
         licence: of the published data.
         description: one line.
-        loaders: the function ``room.module:name`` of each source that the set has: ``embedded(split, count)``, without a count
-            where the number of rows is not fixed, ``local(folder, split)`` and ``hub(hub, split)``, each returning rows;
-            imported only when it is used.
+        loaders: the function of each source that the set has: ``embedded(split, count)``, without a count where the number of
+            rows is not fixed, ``local(folder, split)`` and ``hub(hub, split)``, each returning rows; or where it is in this
+            package, ``room.module:name``, to be imported only when it is used.
         splits: rows of train, validation and test, for the sources where they are fixed.
         embedded: what the generator is and the best score that its rows allow; nothing where there is none.
         hub: where it lies on the hub.
@@ -37,7 +38,7 @@ class Card:
     languages: tuple[str, ...]
     licence: str
     description: str
-    loaders: dict[str, str]
+    loaders: Mapping[str, str | Callable[..., list[dict[str, Any]]]]
     splits: dict[str, tuple[int, int, int]]
     embedded: str = ""
     hub: Hub | None = None

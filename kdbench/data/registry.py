@@ -113,8 +113,11 @@ def _loader(name: str, source: str) -> tuple[Card, Callable[..., list[Row]]]:
         raise UserError(f"There is no source '{source}'.{nearest(source, SOURCES)} Choose {', '.join(card.loaders)}.")
     if source not in card.loaders:
         raise UserError(f"'{name}' has no source '{source}': choose {' or '.join(card.loaders)}.")
-    module, _, attribute = card.loaders[source].partition(":")
-    return card, getattr(importlib.import_module(f"kdbench.data.{module}"), attribute)
+    loader = card.loaders[source]
+    if isinstance(loader, str):
+        module, _, attribute = loader.partition(":")
+        loader = getattr(importlib.import_module(f"kdbench.data.{module}"), attribute)
+    return card, loader
 
 
 def _folder(card: Card) -> Path:

@@ -76,7 +76,7 @@ CARDS["benchmark/skewed"] = Card(
     licence="none",
     description="random words of skewed lengths",
     embedded="nothing can be learnt",
-    loaders={"embedded": "tests.benchmarks.job:rows"},
+    loaders={"embedded": rows},
     splits={"embedded": (ROWS, 8, 16)},
 )
 
