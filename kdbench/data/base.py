@@ -154,7 +154,8 @@ class TaskData(pl.LightningDataModule):
         """Read the rows, settle the views of all networks, encode every split that is needed."""
         if not self.views:
             content = registry.fingerprint(self.dataset, self.source)
-            self.rows = {split: _rows(self.dataset, self.source, split, content) for split in registry.SPLITS}
+            about = content, os.environ.get(registry.FOLDER)
+            self.rows = {split: _rows(self.dataset, self.source, split, about) for split in registry.SPLITS}
             self.labels = self.read_labels(self.rows)
             self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
             self.settle_views()
@@ -249,8 +250,8 @@ class Collate:
 
 
 @functools.lru_cache(maxsize=24)
-def _rows(dataset: str, source: str, split: str, content: str) -> list[Row]:
-    """Return the rows of a split, read once in a process that fits many runs; ``content`` is their fingerprint."""
+def _rows(dataset: str, source: str, split: str, about: tuple[str, str | None]) -> list[Row]:
+    """Return the rows of a split, read once in a process that fits many runs; ``about`` is their fingerprint and folder."""
     return registry.load(dataset, source, split)
 
 

@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,11 +121,6 @@ def teacher_steps(
             yield
 
 
-def teacher_steps_loaded(samples: torch.Tensor, total: int) -> Iterator[None]:
-    """Train the teacher by hand, with torch's DataLoader."""
-    return teacher_steps(samples, total, batches=loaded)
-
-
 def diff_instruct_steps(samples: torch.Tensor, total: int) -> Iterator[None]:
     """Train a one-step generator and the score of what it makes, by hand."""
     generator, fake, real = network({}), network({}), network({}).requires_grad_(False)
@@ -158,11 +154,6 @@ def diff_instruct_steps(samples: torch.Tensor, total: int) -> Iterator[None]:
         yield
 
 
-def unet_steps(samples: torch.Tensor, total: int) -> Iterator[None]:
-    """Train the U-Net of the digits, by hand."""
-    return teacher_steps(samples, total, UNET, 128)
-
-
 def points() -> torch.Tensor:
     """Return the ring's training points."""
     return torch.tensor([row["point"] for row in registry.load("synthetic/ring", "embedded", "train")])
@@ -186,7 +177,7 @@ class Job(NamedTuple):
 
 JOBS = {
     "teacher, ring": Job("teacher", {}, teacher_steps, points),
-    "teacher, ring, from a DataLoader": Job("teacher", {}, teacher_steps_loaded, points),
+    "teacher, ring, from a DataLoader": Job("teacher", {}, partial(teacher_steps, batches=loaded), points),
     "Diff-Instruct, ring": Job("diff_instruct", {}, diff_instruct_steps, points),
     "teacher, U-Net, digits": Job(
         "teacher",
@@ -194,7 +185,7 @@ JOBS = {
             "model.student.config": UNET | {"sizes": UNET["sizes"] | dict.fromkeys(("width", "depth", "frequencies"))},
             "data": {"class_path": "DensitySamples", "init_args": {**DIGITS, "batch_size": 128}},
         },
-        unet_steps,
+        partial(teacher_steps, config=UNET, batch_size=128),
         digits,
         0.1,
     ),

@@ -11,7 +11,6 @@ from scipy import stats
 
 from kdbench.callbacks.export import StudentExport
 from kdbench.callbacks.teacher_cache import TeacherCache
-from kdbench.data import base
 from kdbench.data.image_augmentation import HorizontalFlip, RandomCrop, RandomResizedCrop
 from kdbench.data.image_files import as_array, centre_of
 from kdbench.data.image_views import IMAGENET, Normalise
@@ -315,7 +314,6 @@ def sorted_by_row(batches):
 @pytest.fixture
 def photographs(tmp_path, monkeypatch):
     monkeypatch.setenv("KDBENCH_DATA", str(tmp_path))
-    base._rows.cache_clear()  # the rows of another folder whose files have the same names and sizes
     generator = np.random.default_rng(0)
     for split, size in (("train", 60), ("val", 2)):
         for name in ("n01", "n02"):

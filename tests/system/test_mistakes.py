@@ -435,9 +435,8 @@ def test_a_full_disk_leaves_what_was_there_and_the_run_goes_on_with_more_space(d
     old = disk.folder / "distilbert_ro" / "teacher_cased" / "old"
     shutil.copytree(teacher(finished), old)
     before = intact(old)
-    size = (
-        3 * (old / "checkpoints" / "last.ckpt").stat().st_size
-    )  # beside the weights, two moments of each while it learns
+    weights = (old / "checkpoints" / "last.ckpt").stat().st_size
+    size = 3 * weights  # of a checkpoint while it learns, with two moments of each weight
     student = sum(path.stat().st_size for path in (old / "student").iterdir())
     steps, free = (202, size * 3 // 2) if during == "the second checkpoint" else (3, size + student // 2)
     disk.leave(free)
