@@ -34,14 +34,12 @@ def denoising_weight(sigma: Tensor, weighting: Weighting = "edm", sigma_data: fl
       2206.00364).
     """
     check_choice("weighting", weighting, get_args(Weighting))
+    if weighting == "x0":
+        return torch.ones_like(sigma)
     ratio = sigma.square().reciprocal()
-    return {
-        "x0": torch.ones_like(ratio),
-        "epsilon": ratio,
-        "v": ratio + 1,
-        "truncated": ratio.clamp(min=1.0),
-        "edm": ratio + sigma_data**-2,
-    }[weighting]
+    if weighting == "truncated":
+        return ratio.clamp(min=1.0)
+    return ratio + {"epsilon": 0.0, "v": 1.0, "edm": sigma_data**-2}[weighting]
 
 
 def denoising_loss(
@@ -231,7 +229,7 @@ def distribution_matching(
     check_same_shape(fake, real)
     check_choice("scaling", scaling, get_args(Scaling))
     made, fake, real = (at_least_float32(each.detach()) for each in (made, fake, real))
-    gradient = _beside(torch.as_tensor(weight).to(made), made) * (fake - real)
+    gradient = (_beside(weight.to(made), made) if isinstance(weight, Tensor) else weight) * (fake - real)
     if scaling == "diff_instruct":
         return gradient
     gradient = gradient / _beside((made - real).abs().flatten(1).mean(1), made)
@@ -260,5 +258,5 @@ def distribution_matching_loss(
 
 
 def _beside(values: Tensor, samples: Tensor) -> Tensor:
-    """Return numbers ``[B]``, or one for all, so that they multiply samples ``[B, ...]``."""
+    """Return numbers ``[B]``, or ``[1]`` for all, so that they multiply samples ``[B, ...]``."""
     return values.reshape(-1, *[1] * (samples.dim() - 1))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdbench.data.target_file import TargetFile
 from kdbench.errors import UserError, nearest
 from kdbench.methods.evaluation import Evaluation
-from kdbench.methods.objective import Batch, Match, Objective, Term, Values
+from kdbench.methods.objective import Batch, Match, Objective, Term, Values, weighted_sum
 from kdbench.methods.optimizers import Constant, LinearDecay, Schedule, fused, parameter_groups, train_only
 from kdbench.methods.reader import FileReader, Reader, StoredReader
 from kdbench.methods.tasks import TASKS
@@ -332,17 +332,17 @@ class Distillation(Evaluation):
         return self.objective.terms[term].weight
 
     def _total(self, raw: dict[str, Tensor], batch: Batch, logs: bool) -> Tensor:
-        weighted = {name: self.weight_of(name) * value for name, value in raw.items()}
-        total = sum(weighted.values())
+        total = weighted_sum((self.weight_of(name), value) for name, value in raw.items())
         self._unchecked.append((self.global_step, batch["id"], {name: value.detach() for name, value in raw.items()}))
         if logs or self.device.type == "cpu":  # elsewhere reading a value would make the device wait at every step
             self.check_finite()
         if logs:
             values = {f"train/{name}": value for name, value in raw.items()}
+            weighted = {name: self.weight_of(name) * value.detach() for name, value in raw.items()}
             values |= {f"train/{name}_weighted": value for name, value in weighted.items()}
             self.log_dict(values, batch_size=len(batch["id"]))
             self.log("train/loss", total, prog_bar=True, batch_size=len(batch["id"]))
-            self._warn_of_small_terms({name: abs(float(value.detach())) for name, value in weighted.items()})
+            self._warn_of_small_terms({name: abs(float(value)) for name, value in weighted.items()})
         return total
 
     def _logs_now(self) -> bool:

@@ -1,6 +1,8 @@
 """What a student has to match: named terms, each a loss, a weight, and where the loss's arguments come from."""
 
-from collections.abc import Mapping, Sequence
+import functools
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -274,8 +276,9 @@ class Objective(nn.Module):
         temperature = getattr(term.loss, "temperature", 1.0)
         shares = term.teacher_weights or [1.0] * len(term.teachers)
         shares = [share / sum(shares) for share in shares]
+        apart: list[tuple[float, Tensor]] = []
         together: list[tuple[float, Tensor]] = []
-        total, student_rows = value.new_zeros(()), value
+        student_rows = value
         for share, (name, tap) in zip(shares, term.teachers, strict=True):
             match = self.matches.get(name, same_rows)
             ours, theirs = match(value, teacher[name][tap], tap, temperature, batch, mask)
@@ -283,12 +286,13 @@ class Objective(nn.Module):
                 student_rows = ours
                 together.append((share, theirs))
             else:
-                total = total + share * self._loss(term, ours, theirs, batch, mask if match is same_rows else None)
+                loss = self._loss(term, ours, theirs, batch, mask if match is same_rows else None)
+                apart.append((share, loss))
         if together:
             share = sum(each for each, _ in together)
             mixed = _combined(together, term.combine, temperature)
-            total = total + share * self._loss(term, student_rows, mixed, batch, mask)
-        return total
+            apart.append((share, self._loss(term, student_rows, mixed, batch, mask)))
+        return weighted_sum(apart)
 
     @staticmethod
     def _fields(term: Term, batch: Batch) -> dict[str, Tensor]:
@@ -318,6 +322,11 @@ class Objective(nn.Module):
         if not getattr(term.loss, "takes_rows", False) or not isinstance(value, Tensor) or value.dim() < 3:
             return None
         return batch[view_of(term.students[0], batch)]["attention_mask"].bool()
+
+
+def weighted_sum(values: Iterable[tuple[float, Tensor]]) -> Tensor:
+    """Return ``sum of w v``; what is weighed by 1, or alone, costs autograd nothing."""
+    return functools.reduce(operator.add, (value if weight == 1 else weight * value for weight, value in values))
 
 
 def field(batch: Batch, name: str) -> Tensor:

@@ -89,11 +89,14 @@ def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two groups of the trainable parameters: weights with ``weight_decay``, biases and norms without."""
+    """Return the trainable parameters in two groups, weights with ``weight_decay``, biases and norms without.
+
+    Where nothing decays they are one group, which an optimiser takes in one step.
+    """
     decayed, plain = [], []
     for parameter in module.parameters():
         if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 else plain).append(parameter)
+            (decayed if weight_decay and parameter.ndim > 1 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 

@@ -265,7 +265,7 @@ def generated(network: nn.Module, sigmas: list[float], batch: Batch, generator: 
     """
     view = batch["inputs"]
     label, noise = view.get("label"), seeded(generator)
-    step = int(uniform(generator.initial_seed()) * len(sigmas))
+    step = int(uniform(generator.initial_seed()) * len(sigmas)) if len(sigmas) > 1 else 0
     x = consistency(Guided(network, label), sigmas[0] * noise(view["sample"]), sigmas[: step + 1], noise)
     return network(x, sigmas[step], label).denoised
 

@@ -203,11 +203,13 @@ class Guided:
     def __call__(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Return ``D_w`` of samples ``[B, ...]``."""
         self.evaluations += 1 if self.weight in (0, 1) else 2
-        size = self.batch_size or len(x)
-        sigma = noise_levels(sigma, x)
+        size, sigma = self.batch_size or len(x), noise_levels(sigma, x)
+        if len(x) <= size:
+            return self._one(x, sigma, self.label)
         parts = [slice(start, start + size) for start in range(0, len(x), size)]
-        found = [self._one(x[part], sigma[part], None if self.label is None else self.label[part]) for part in parts]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return torch.cat(
+            [self._one(x[part], sigma[part], None if self.label is None else self.label[part]) for part in parts]
+        )
 
     def _one(self, x: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
         if self.weight == 1:

@@ -55,10 +55,11 @@ class FourierMLP(nn.Module):
 
     def forward(self, sample: Tensor, noise: Tensor, label: Tensor | None) -> Tensor:
         """Return the output, of the shape of the sample."""
-        states = self.hidden[0](torch.cat([sample.flatten(1), self.noise(noise)], dim=-1))
+        first, *further = self.hidden
+        states = first(torch.cat([sample.flatten(1), self.noise(noise)], dim=-1))
         if self.label is not None:
             states = states + self.label(label)
-        for layer in self.hidden[1:]:
+        for layer in further:
             states = layer(silu(states))
         return self.out(silu(states)).reshape(sample.shape)
 

@@ -28,6 +28,7 @@ class MovingAverage(nn.Module):
         self.decay, self.warm_up = decay, warm_up
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self._weights: tuple[nn.Module, list[Tensor], list[Tensor]] | None = None
 
     def train(self, mode: bool = True) -> "MovingAverage":
         """Stay in eval mode."""
@@ -35,9 +36,14 @@ class MovingAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, network: nn.Module, decay: float | None = None) -> None:
-        """Follow the network by one update; a ``decay`` given here counts instead of the average's own."""
+        """Follow the network by one update; a ``decay`` given here counts instead of the average's own.
+
+        The parameters are looked for at the first update only: a network keeps them, wherever it moves.
+        """
         decay = self._decay() if decay is None else decay
-        ours, theirs = (list(each.parameters()) for each in (self.network, network))
+        if self._weights is None or self._weights[0] is not network:
+            self._weights = (network, list(self.network.parameters()), list(network.parameters()))
+        _, ours, theirs = self._weights
         torch._foreach_lerp_(ours, theirs, 1 - decay)
         for mine, each in zip(self.network.buffers(), network.buffers(), strict=True):
             mine.copy_(each)

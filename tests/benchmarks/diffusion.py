@@ -2,8 +2,9 @@
 
 The teacher's step and Diff-Instruct's on the ring, and the teacher's with a U-Net of 0.7 M parameters on digits, each as ``kdbench
 fit`` makes it, checkpoints and logs included, and as people write it by hand: the same networks, batches, optimisers and averages,
-nothing else. By hand, batches are rows of a tensor in memory; the teacher on the ring also has them from torch's DataLoader. The
-two take turns in one process and one thread, round by round, after steps that are not counted.
+nothing else. By hand, batches are rows of a tensor in memory, or come from torch's DataLoader, as they do in a fit; Diff-Instruct
+takes no more than their size from them, and by hand may do without. The two take turns in one process and one thread, round by
+round, after steps that are not counted.
 """
 
 import argparse
@@ -121,37 +122,45 @@ def teacher_steps(
             yield
 
 
-def diff_instruct_steps(samples: torch.Tensor, total: int) -> Iterator[None]:
+def sizes(samples: torch.Tensor, batch_size: int) -> Iterator[range]:
+    """Return one epoch of batches that hold nothing."""
+    return (range(first, min(first + batch_size, len(samples))) for first in range(0, len(samples), batch_size))
+
+
+def diff_instruct_steps(
+    samples: torch.Tensor, total: int, batches: Callable[[torch.Tensor, int], Iterator[Any]] = sizes
+) -> Iterator[None]:
     """Train a one-step generator and the score of what it makes, by hand."""
     generator, fake, real = network({}), network({}), network({}).requires_grad_(False)
     optimizers = [torch.optim.Adam(each.parameters(), lr=1e-4, betas=(0.0, 0.99)) for each in (generator, fake)]
     start = torch.full((256,), 2.5)
 
-    def made() -> torch.Tensor:
-        return generator(2.5 * torch.randn(256, 2), start).denoised
+    def made(count: int) -> torch.Tensor:
+        return generator(2.5 * torch.randn(count, 2), start[:count]).denoised
 
     def noised(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         sigma = (torch.randn(len(samples)) * 1.2 - 0.8).exp()
         return samples + sigma[:, None] * torch.randn_like(samples), sigma
 
     while True:
-        with torch.no_grad():
-            samples = made()
-        seen, sigma = noised(samples)
-        weight = 1 / sigma**2 + 1 / SIGMA_DATA**2
-        loss = (weight[:, None] * (fake(seen, sigma).denoised - samples) ** 2).sum(1).mean()
-        optimizers[1].zero_grad()
-        loss.backward()
-        optimizers[1].step()
-        samples = made()
-        with torch.no_grad():
-            seen, sigma = noised(samples)
-            gradient = fake(seen, sigma).denoised - real(seen, sigma).denoised
-        loss = (gradient * samples).sum(1).mean()
-        optimizers[0].zero_grad()
-        loss.backward()
-        optimizers[0].step()
-        yield
+        for batch in batches(samples, len(start)):
+            with torch.no_grad():
+                known = made(len(batch))
+            seen, sigma = noised(known)
+            weight = 1 / sigma**2 + 1 / SIGMA_DATA**2
+            loss = (weight[:, None] * (fake(seen, sigma).denoised - known) ** 2).sum(1).mean()
+            optimizers[1].zero_grad()
+            loss.backward()
+            optimizers[1].step()
+            known = made(len(batch))
+            with torch.no_grad():
+                seen, sigma = noised(known)
+                gradient = fake(seen, sigma).denoised - real(seen, sigma).denoised
+            loss = (gradient * known).sum(1).mean()
+            optimizers[0].zero_grad()
+            loss.backward()
+            optimizers[0].step()
+            yield
 
 
 def points() -> torch.Tensor:
@@ -179,6 +188,9 @@ JOBS = {
     "teacher, ring": Job("teacher", {}, teacher_steps, points),
     "teacher, ring, from a DataLoader": Job("teacher", {}, partial(teacher_steps, batches=loaded), points),
     "Diff-Instruct, ring": Job("diff_instruct", {}, diff_instruct_steps, points),
+    "Diff-Instruct, ring, from a DataLoader": Job(
+        "diff_instruct", {}, partial(diff_instruct_steps, batches=loaded), points
+    ),
     "teacher, U-Net, digits": Job(
         "teacher",
         {
