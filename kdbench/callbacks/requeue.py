@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from kdbench.callbacks.resume import AfterSteps
 
 WISH = signal.SIGUSR1
 
 
-class Requeue(Checkpoint):
+class Requeue(AfterSteps):
     """Looks for the signal after each optimiser step, where a checkpoint is exact, and then saves, requeues and ends.
 
     The signal stays blocked, and the kernel keeps it until it is looked for: it interrupts nothing, and kills neither a
@@ -36,15 +37,8 @@ class Requeue(Checkpoint):
         self.file = file
         block()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin at the step where a resumed run goes on."""
-        self._step = trainer.global_step
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """End the job when a rank was signalled; not between the batches of one step, whose gradients are in no checkpoint."""
-        if trainer.global_step == self._step:
-            return
-        self._step = trainer.global_step
+    def after_step(self, trainer: pl.Trainer) -> None:
+        """End the job when a rank was signalled."""
         if trainer.strategy.reduce_boolean_decision(wished(), all=False):
             trainer.save_checkpoint(self.file)
             self._end(trainer, f"saved at step {trainer.global_step}")

@@ -4,6 +4,7 @@ Lightning saves weights, optimiser, schedule and loops; the loaders save their p
 and checkpoints are written so that a kill at any moment leaves a usable one.
 """
 
+import abc
 import random
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from kdbench.errors import UserError
 from kdbench.files import whole_file
@@ -47,6 +49,10 @@ class RandomStates(pl.Callback):
         """Keep this rank's states until training goes on; building the loaders draws from them."""
         ranks = state_dict["ranks"]
         self._loaded = ranks[dist.get_rank() % len(ranks) if dist.is_initialized() else 0]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the loaders to their places: Lightning does so only where no schedule has asked for the steps before it loads."""
+        trainer.fit_loop._load_combined_loader_states()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -86,20 +92,54 @@ class AtomicCheckpoints(TorchCheckpointIO):
             ) from error
 
 
-class LastCheckpoint(ModelCheckpoint):
+class AfterSteps(Checkpoint, abc.ABC):
+    """Does something after each step of the optimiser, at the one moment at which a checkpoint is exact.
+
+    Between the batches of one step there are gradients in no checkpoint. A validation that follows a step belongs to it: Lightning
+    takes it for done when it goes on from a checkpoint that was written between the two.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin at the step where a resumed run goes on."""
+        self._step, self._validates = trainer.global_step, False
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Act where a step has ended, unless it is validated first."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        loop = trainer.fit_loop
+        self._validates = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        if not self._validates:
+            self.after_step(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Act after a step that was validated."""
+        if trainer.state.fn == TrainerFn.FITTING and self._validates:
+            self._validates = False
+            self.after_step(trainer)
+
+    @abc.abstractmethod
+    def after_step(self, trainer: pl.Trainer) -> None:
+        """Act."""
+
+
+class LastCheckpoint(AfterSteps):
     """Keeps one checkpoint, the newest.
 
     Args:
-        folder: where it lies, as ``last.ckpt``.
+        file: where it lies.
         every: optimiser steps between two.
     """
 
-    def __init__(self, folder: str | Path, every: int = 200) -> None:
-        super().__init__(
-            dirpath=folder, filename="last", every_n_train_steps=every, save_top_k=1, enable_version_counter=False
-        )
+    def __init__(self, file: Path, every: int = 200) -> None:
+        self.file, self.every = file, every
+
+    def after_step(self, trainer: pl.Trainer) -> None:
+        """Save at every so many steps."""
+        if trainer.global_step % self.every == 0:
+            trainer.save_checkpoint(self.file)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the end of training too, whatever its step."""
-        super().on_train_end(trainer, pl_module)
-        trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
+        trainer.save_checkpoint(self.file)

@@ -127,10 +127,11 @@ class AdaptiveDistillation(GenerativeDistillation):
                 self._score("student", self.answer("student", moved), moved)
         return results(self.scores["student"])["cross_entropy"]
 
-    def on_validation_end(self) -> None:
-        """Let phi rise where the student has become worse on the text of the data."""
+    def on_validation_epoch_end(self) -> None:
+        """Also let phi rise where the student has become worse on the text of the data; a checkpoint is written only then."""
+        super().on_validation_epoch_end()
         if self.trainer.state.fn == TrainerFn.FITTING:
-            self.adapt(float(self.trainer.callback_metrics["val/cross_entropy@student"]))
+            self.adapt(float(self.validated["val/cross_entropy@student"]))
 
     def adapt(self, cross_entropy: float) -> None:
         """Let phi rise for a cross-entropy that is ``tolerance`` above the last one that it rose for."""

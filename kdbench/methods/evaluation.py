@@ -64,7 +64,9 @@ class Evaluation(pl.LightningModule, abc.ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log the student's scores, each over the whole split."""
-        self.log_dict(self._computed("val", ["student"]), prog_bar=False)
+        self.validated = self._computed("val", ["student"])
+        """What the last validation found."""
+        self.log_dict(self.validated, prog_bar=False)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Score the student and every frozen network, and compare their predictions."""

@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -246,9 +246,10 @@ class DegradationRecording(DenoisingTraining):
         if self.global_step == 0:
             self._keep(0)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Keep the weights where the path has a place."""
-        place, rest = divmod(self.global_step, self.every)
+    def follow(self) -> None:
+        """Also keep the weights where the path has a place: before a checkpoint goes on from there."""
+        super().follow()
+        place, rest = divmod(self.global_step + 1, self.every)
         if not rest:
             self._keep(place)
 

@@ -145,7 +145,7 @@ def _train(stage: Stage, label: str, wandb: runs.Tracking | None, quiet: bool, w
     callbacks = [
         RandomStates(),
         curves,
-        LastCheckpoint(checkpoint.parent),
+        LastCheckpoint(checkpoint),
         StudentExport(stage.folder / runs.STUDENT),
         SampleSheet(stage.folder / runs.SAMPLES),
         cache,
@@ -162,7 +162,8 @@ def _train(stage: Stage, label: str, wandb: runs.Tracking | None, quiet: bool, w
     if fits(stage):
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint) if resumed else None)
     seconds = time.time() - started
-    metrics = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
+    last = curves.points[-1]["scores"] if curves.points else {}  # perhaps of an attempt before this one
+    metrics = last | {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
     at_best = _measure_best(cli, curves)
     measured = _measure(cli, stage, "test")
     if not fits(stage):
