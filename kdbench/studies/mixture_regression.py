@@ -113,7 +113,7 @@ class MixtureRegression(Study):
         prior: dict[str, float],
         targets: list[str],
         counts: list[int] | None = None,
-        source: str = "local",
+        source: str = "embedded",
     ) -> None:
         self.dataset, self.prior, self.source = dataset, prior, source
         self.targets, self.counts = targets, counts or []

@@ -36,7 +36,7 @@ IDLE = {
     "data": ("num_workers", "eval_batch_size"),
 }
 
-DATA_SETS = ("dataset", "transfer")  # the arguments of a DataModule that name data sets
+DATA_SETS = ("dataset", "transfer")  # the arguments of a DataModule or a study that name data sets
 LOSSY = ("dtype", "top_k")  # the settings of the teacher cache that change what the student learns from
 
 
@@ -108,9 +108,7 @@ class Stage:
             for key in HUB_IDS.get(node["class_path"], ())
             if node["init_args"].get(key)
         ]
-        data = arguments(self.config.get("data", {}))
-        if data.get("source") == "hub":
-            ids += [each for key in DATA_SETS if data.get(key) for each in registry.hub_ids(data[key])]
+        ids += [each for name, source in _data_sets(self.config) if source == "hub" for each in registry.hub_ids(name)]
         return list(dict.fromkeys(ids))
 
 
@@ -239,11 +237,19 @@ def _identity(name: str, config: Config, parents: dict[str, Stage]) -> Config:
         if node["class_path"] == FROM_TARGETS:
             node["init_args"]["file"] = _content(Path(node["init_args"]["file"]))
         node["class_path"] = catalogue.short(node["class_path"])
-    data = arguments(config.get("data"))
-    contents = [registry.fingerprint(data[key], data.get("source", "embedded")) for key in DATA_SETS if data.get(key)]
+    contents = [registry.fingerprint(name, source) for name, source in _data_sets(config)]
     content = contents[0] if len(contents) == 1 else contents or None
     made_from = {place: stage.id for place, stage in parents.items() if not _is_idle(place)}
     return {"name": name, "config": kept, "data": content, "parents": made_from}
+
+
+def _data_sets(config: Config) -> list[tuple[str, str]]:
+    """Return name and source of each data set that an experiment reads."""
+    told = arguments(config.get("data") or config.get("study"))
+    names = [told[key] for key in DATA_SETS if told.get(key)]
+    if isinstance(categories := told.get("categories"), dict):  # of a study, each a data set and perhaps a field of it
+        names += dict.fromkeys(str(place).partition(":")[0] for place in categories.values())
+    return [(name, told.get("source", "embedded")) for name in names]
 
 
 def _content(file: Path) -> str:

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from kdbench import cli
+from kdbench.data.cards import CARDS
 from kdbench.errors import UserError
 from kdbench.metrics.pictures import HeatMap, Picture
-from kdbench.suite import plots
+from kdbench.suite import chain, experiment, plots
 
 ROOT = Path(__file__).parent.parent.parent
 GEOMETRY = "experiments/sinkd/geometry.yaml"
@@ -42,6 +43,29 @@ def test_a_study_says_what_is_wrong(capsys):
         cli.run(["fit", "--config", GEOMETRY, "--study.separation", "3"])
     with pytest.raises(UserError, match="separations"):
         cli.run(["fit", "--config", GEOMETRY, "--study.separations", "wide"])
+
+
+def test_the_content_of_its_data_sets_is_part_of_the_id_of_a_study(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDBENCH_DATA", str(tmp_path / "data"))
+    cards = [CARDS["en/sst2"], CARDS["ro/rosts"]]
+    files = [tmp_path / "data" / card.local / name for card in cards for name in card.files]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("rows")
+    categories = {"english": "en/sst2", "romanian": "ro/rosts:text"}
+    asked = tmp_path / "study.yaml"
+    told = {"class_path": "MixtureInference", "init_args": {"categories": categories, "source": "local"}}
+    asked.write_text(yaml.safe_dump({"study": told}))
+    seen = [chain.plan(experiment.read(asked)).id]
+    for file in files:
+        file.write_text("other rows")
+        seen.append(chain.plan(experiment.read(asked)).id)
+    assert len(set(seen)) == 1 + len(files)
+    for file in files:
+        file.write_text("rows")
+    assert chain.plan(experiment.read(asked)).id == seen[0]
+    from_hub = chain.plan(experiment.read(asked, overrides=[("study.source", "hub")]))
+    assert from_hub.hub() == [card.hub.id for card in cards]
 
 
 @pytest.mark.parametrize("verb", ["test", "validate", "predict", "cache"])
