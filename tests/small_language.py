@@ -3,7 +3,7 @@
 import lightning.pytorch as pl
 import torch
 
-from kdbench.callbacks.resume import RandomStates
+from kdbench.callbacks.resume import ExactResume
 from kdbench.data.causal_language import CausalLanguageModeling
 from kdbench.data.causal_tokenizers import TrainWords
 from kdbench.models.origins import FromConfig
@@ -36,13 +36,13 @@ def data(**changes):
 
 def trainer(steps, folder, **more):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
-    saved = {"enable_checkpointing": False, "callbacks": [RandomStates()], "default_root_dir": folder}
+    saved = {"enable_checkpointing": False, "callbacks": [ExactResume()], "default_root_dir": folder}
     return pl.Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", **quiet | saved | more)
 
 
 def fitted(module, steps, folder, checkpoint=None, keep=None, trained=None, **changes):
     pl.seed_everything(0, verbose=False)
-    kept = {"enable_checkpointing": True, "callbacks": [RandomStates(), keep]} if keep else {}
+    kept = {"enable_checkpointing": True, "callbacks": [ExactResume(), keep]} if keep else {}
     trainer(steps, folder, **kept | (trained or {})).fit(module, datamodule=data(**changes), ckpt_path=checkpoint)
     return module
 

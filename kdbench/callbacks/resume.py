@@ -1,7 +1,7 @@
 """Exact resume: a killed run, started again, ends with the same weights as an unbroken one, bit for bit on one CPU.
 
-Lightning saves weights, optimiser, schedule and loops; the loaders save their place; here the random states are added,
-and checkpoints are written so that a kill at any moment leaves a usable one.
+Lightning saves weights, optimiser, schedule and loops; the loaders save their places; here the random states are added, and
+checkpoints are written when they are exact, and so that a kill at any moment leaves a usable one.
 """
 
 import abc
@@ -21,8 +21,11 @@ from kdbench.errors import UserError
 from kdbench.files import whole_file
 
 
-class RandomStates(pl.Callback):
-    """Saves the random states of all ranks with a checkpoint; each sets its own again at the first batch after loading."""
+class ExactResume(pl.Callback):
+    """Lets a fit that goes on draw the numbers, and load the rows, that an unbroken one would have.
+
+    The random states of all ranks are saved with a checkpoint; each sets its own again at the first batch after loading.
+    """
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] | None = None
@@ -51,7 +54,10 @@ class RandomStates(pl.Callback):
         self._loaded = ranks[dist.get_rank() % len(ranks) if dist.is_initialized() else 0]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the loaders to their places: Lightning does so only where no schedule has asked for the steps before it loads."""
+        """Put the loaders to their places.
+
+        Lightning does so when it builds them: before it reads the checkpoint, where a schedule has asked for the number of steps.
+        """
         trainer.fit_loop._load_combined_loader_states()
 
     def on_train_batch_start(

@@ -31,7 +31,7 @@ from kdbench.callbacks.curves import Curves
 from kdbench.callbacks.export import StudentExport
 from kdbench.callbacks.progress import StageProgress
 from kdbench.callbacks.requeue import Requeue
-from kdbench.callbacks.resume import AtomicCheckpoints, LastCheckpoint, RandomStates
+from kdbench.callbacks.resume import AtomicCheckpoints, ExactResume, LastCheckpoint
 from kdbench.callbacks.samples import SampleSheet
 from kdbench.callbacks.teacher_cache import TeacherCache
 from kdbench.errors import UserError
@@ -143,7 +143,7 @@ def _train(stage: Stage, label: str, wandb: runs.Tracking | None, quiet: bool, w
     cache = teacher_cache(stage.config)
     curves = Curves(stage.folder / runs.BEST)
     callbacks = [
-        RandomStates(),
+        ExactResume(),
         curves,
         LastCheckpoint(checkpoint),
         StudentExport(stage.folder / runs.STUDENT),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kdbench.callbacks.curves import Curves
-from kdbench.callbacks.resume import LastCheckpoint, RandomStates
+from kdbench.callbacks.resume import ExactResume, LastCheckpoint
 from kdbench.data.vectors import VectorClassification
 from kdbench.methods.supervised import Supervised
 from kdbench.models.origins import FromConfig
@@ -48,7 +48,7 @@ def fitted(folder, settings, dies=None):
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        callbacks=[RandomStates(), curves, LastCheckpoint(last, every=1), seen],
+        callbacks=[ExactResume(), curves, LastCheckpoint(last, every=1), seen],
     )
     data = VectorClassification("synthetic/gaussian_tree", batch_size=256)
     resumed = {"ckpt_path": str(last), "weights_only": False} if last.exists() else {}

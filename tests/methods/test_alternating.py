@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import distributed, multiprocessing, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from kdbench.callbacks.resume import RandomStates
+from kdbench.callbacks.resume import ExactResume
 from kdbench.data.vectors import VectorClassification
 from kdbench.errors import UserError
 from kdbench.methods.alternating import Alternating, Update
@@ -58,14 +58,14 @@ def data():
 
 def trainer(steps, **more):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
-    saved = {"enable_checkpointing": False, "callbacks": [RandomStates()]}
+    saved = {"enable_checkpointing": False, "callbacks": [ExactResume()]}
     return pl.Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", **quiet | saved | more)
 
 
 def fitted(steps, module=None, checkpoint=None, keep=None):
     pl.seed_everything(0, verbose=False)
     module = module or Duel(every=3)
-    saved = {"enable_checkpointing": True, "callbacks": [RandomStates(), keep]} if keep else {}
+    saved = {"enable_checkpointing": True, "callbacks": [ExactResume(), keep]} if keep else {}
     fit = trainer(steps, **saved)
     fit.fit(module, datamodule=data(), ckpt_path=checkpoint)
     return module, fit

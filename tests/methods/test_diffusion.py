@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from kdbench.callbacks.resume import RandomStates
+from kdbench.callbacks.resume import ExactResume
 from kdbench.data.densities import DensitySamples
 from kdbench.errors import UserError
 from kdbench.methods.diffusion import (
@@ -37,13 +37,13 @@ def data(**changes):
 
 def trainer(steps, folder, **more):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
-    saved = {"enable_checkpointing": False, "callbacks": [RandomStates()], "default_root_dir": folder}
+    saved = {"enable_checkpointing": False, "callbacks": [ExactResume()], "default_root_dir": folder}
     return pl.Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", **quiet | saved | more)
 
 
 def fitted(module, steps, folder, checkpoint=None, keep=None, **changes):
     pl.seed_everything(0, verbose=False)
-    kept = {"enable_checkpointing": True, "callbacks": [RandomStates(), keep]} if keep else {}
+    kept = {"enable_checkpointing": True, "callbacks": [ExactResume(), keep]} if keep else {}
     trainer(steps, folder, **kept).fit(module, datamodule=data(**changes), ckpt_path=checkpoint)
 
 

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from small_language import WIDE, adam, data, fitted, same, still, student, teacher, trainer, weights
 
-from kdbench.callbacks.resume import RandomStates
+from kdbench.callbacks.resume import ExactResume
 from kdbench.callbacks.teacher_cache import TeacherCache
 from kdbench.data.causal_language import continued
 from kdbench.data.causal_tokenizers import TrainCharacters
@@ -222,7 +222,7 @@ def test_what_a_teacher_says_is_kept_only_where_its_text_was_written_before(tmp_
     for name in ("data", "teacher", "student"):
         cache = TeacherCache(tmp_path / "targets", mode="on")
         module = generative(text={name: 1.0})
-        fitted(module, 6, tmp_path, trained={"callbacks": [RandomStates(), cache]})
+        fitted(module, 6, tmp_path, trained={"callbacks": [ExactResume(), cache]})
         kept[name] = cache.told()
     assert kept["data"]["rows_computed"] == 80
     assert kept["data"]["rows_read"] == 16

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from kdbench.callbacks.resume import RandomStates
+from kdbench.callbacks.resume import ExactResume
 from kdbench.data.images import ImageClassification
 from kdbench.data.mixing import Mixup
 from kdbench.losses.batch import AngleRelation, BatchGramDistance, DistanceRelation, SimilarityDivergence
@@ -189,7 +189,7 @@ def fitted(data, terms, checkpoint=None, watch=None, soft_weight=0.0):
     pl.seed_everything(0, verbose=False)
     student, teacher = (FromConfig("ConvNet", {"widths": widths, "num_channels": 1}) for widths in ([4, 6], [8, 12]))
     module = LogitDistillation(student, teacher, soft_weight=soft_weight, objective=terms)
-    callbacks = [RandomStates(), *([watch] if watch else [])]
+    callbacks = [ExactResume(), *([watch] if watch else [])]
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
     saves = isinstance(watch, ModelCheckpoint)
     trainer = pl.Trainer(max_steps=6, accelerator="cpu", callbacks=callbacks, enable_checkpointing=saves, **quiet)
