@@ -57,8 +57,15 @@ def job(tmp_path, monkeypatch):
     signal.signal(signal.SIGTERM, before)
 
 
-def train(file, *callbacks, resume=None, **settings):
-    module = Line()
+class Validated(Line):
+    validation_step = Line.training_step
+
+    def val_dataloader(self):
+        return DataLoader(TensorDataset(torch.ones(4, 4)))
+
+
+def train(file, *callbacks, module=None, resume=None, **settings):
+    module = module or Line()
     rows = torch.arange(80.0).reshape(20, 4) / 80
     trainer = pl.Trainer(
         max_epochs=1,
@@ -95,6 +102,27 @@ def test_nothing_is_saved_between_the_batches_of_a_step(job, tmp_path, batch, st
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["global_step"] == step
     assert saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"] == 4 * step
+
+
+@pytest.mark.parametrize(("batch", "step"), [(2, 3), (3, 4), (9, 10)])
+def test_a_step_is_validated_before_its_job_ends(job, tmp_path, batch, step):
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_validation_end(self, trainer, module):
+            seen.append(trainer.global_step)
+
+    with pytest.raises(SystemExit):
+        train(
+            tmp_path / "last.ckpt",
+            Watch(),
+            Warned(batch),
+            module=Validated(),
+            val_check_interval=5 if step == 10 else 4,
+            num_sanity_val_steps=0,
+        )
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == step
+    assert seen == {3: [], 4: [4], 10: [5, 10]}[step]
 
 
 def test_a_run_that_is_not_signalled_is_left_alone(job, tmp_path):
