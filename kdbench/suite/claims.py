@@ -232,7 +232,7 @@ def judge(file: ClaimFile, values: Mapping[str, Runs], budgets: Budgets) -> dict
         UserError: a claim names a value that no record holds (a line each, with the nearest that they do), or reads of a
             curve what its record does not have.
     """
-    faults = _unknown_values(file, values)
+    faults = unknown_values(file, values)
     if faults:
         raise UserError("\n".join(faults))
     verdicts: dict[str, Verdict] = {}
@@ -307,7 +307,8 @@ def _trials(run: Metrics | Sequence[Metrics]) -> Sequence[Metrics]:
     return [run] if isinstance(run, Mapping) else run or [{}]
 
 
-def _unknown_values(file: ClaimFile, values: Mapping[str, Runs]) -> list[str]:
+def unknown_values(file: ClaimFile, values: Mapping[str, Runs]) -> list[str]:
+    """Return a line for each value that a claim file reads of runs of which none has it, with the nearest that they have."""
     rows = [(f"claims.{name}", each.pairs, each.expect) for name, each in file.claims.items()]
     rows += [(f"report.{name}", each.pairs, each.value) for name, each in file.report.items()]
     faults = []

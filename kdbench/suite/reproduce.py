@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdbench.errors import UserError, nearest
 from kdbench.files import write_text
-from kdbench.suite import chain, claim_file, entries, experiment, page, report, results, workers
+from kdbench.suite import chain, claim_file, claims, entries, experiment, page, report, results, workers
 from kdbench.suite.claims import OWN, Arm, ClaimFile, Task
 from kdbench.suite.experiment import Config, Request
 from kdbench.suite.results import Cell, Results
@@ -50,7 +50,17 @@ def reproduce(
         return {}
     labels = {cell.stage.folder: f"{paper} {cell.arm} {cell.task} {cell.pairs} {cell.pair}" for cell in cells}
     arms = {cell.stage.folder: cell.arm for cell in cells}
-    failed = workers.fit_all([cell.stage for cell in cells], jobs, paper, labels, wandb, arms)
+    noted: set[str] = set()
+
+    def read_in_vain(stage: chain.Stage) -> list[str]:
+        """Return what the claims read of a run that does not have it, while there are runs to come: a wrong name, perhaps."""
+        mine = [cell for cell in cells if cell.stage.folder == stage.folder]
+        faults = claims.unknown_values(file, results.gather(file, mine).values(file)) if mine else []
+        new = [each for each in faults if each not in noted]
+        noted.update(new)
+        return [f"note: {each}" for each in new]
+
+    failed = workers.fit_all([cell.stage for cell in cells], jobs, paper, labels, wandb, arms, read_in_vain)
     found = results.gather(file, cells)
     verdicts = found.verdicts(file)
     results.write(folder, found, verdicts)

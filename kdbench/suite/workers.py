@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -33,6 +33,7 @@ def fit_all(
     labels: Mapping[Path, str] | None = None,
     wandb: str | None = None,
     arms: Mapping[Path, str] | None = None,
+    after: Callable[[Stage], Iterable[str]] = lambda _: (),
 ) -> dict[Path, str]:
     """Fit stages and all that they are made from, each once and deepest first; return what failed: run folder, sentence.
 
@@ -46,6 +47,7 @@ def fit_all(
         labels: what a stage is called there, by its folder; default: the name of its experiment.
         wandb: the project to log to, or None.
         arms: the arm of a claim that a stage is there for, by its folder; W&B shows it.
+        after: what there is to say when a stage is done, in lines.
 
     Raises:
         UserError: ``jobs`` is less than 1.
@@ -63,7 +65,7 @@ def fit_all(
         with view:
             while todo or any(worker.stage for worker in crew):
                 _assign(crew, todo, failed, told, view, tracking)
-                _listen(crew, failed, view)
+                _listen(crew, failed, view, after)
     except BaseException:
         for worker in crew:
             worker.process.kill()  # every fit resumes exactly, so there is nothing to wait for
@@ -133,7 +135,9 @@ def _assign(
         view.began(stage)
 
 
-def _listen(crew: list[_Worker], failed: dict[Path, str], view: "_View") -> None:
+def _listen(
+    crew: list[_Worker], failed: dict[Path, str], view: "_View", after: Callable[[Stage], Iterable[str]]
+) -> None:
     """Take in what the workers say, for half a second at most."""
     pipes = {worker.pipe: worker for worker in crew if worker.stage}
     for pipe in wait(list(pipes), timeout=0.5):
@@ -146,6 +150,8 @@ def _listen(crew: list[_Worker], failed: dict[Path, str], view: "_View") -> None
         if content is not None:
             failed[stage.folder] = content
         view.ended(stage, content)
+        for line in after(stage) if content is None else ():
+            view.say(line)
     view.refresh()
 
 
@@ -201,12 +207,10 @@ class _View:
             self.bars.remove_task(row)
         if fault is not None or not self.console.is_terminal:
             how = f"{took:.0f} s{self._left()}" if fault is None else f"failed: {fault}"
-            self.console.print(
-                f"{self.done}/{self.total} {self.told[stage.folder]}: {how}",
-                highlight=False,
-                soft_wrap=True,
-                markup=False,
-            )
+            self.say(f"{self.done}/{self.total} {self.told[stage.folder]}: {how}")
+
+    def say(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def refresh(self) -> None:
         if self.console.is_terminal:

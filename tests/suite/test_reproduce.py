@@ -1,6 +1,7 @@
 """A very small claim: two arms, one task, two seeds; and a tuned arm over two mixtures."""
 
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -172,6 +173,20 @@ def test_a_run_that_fails_is_a_failed_pair_and_not_the_end(home, capsys):
     assert verdicts["learns"].failed == ("0",)
     assert "failed: " in capsys.readouterr().out
     assert "Failed, and counted as such: 0" in (home / "small" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_value_that_a_run_does_not_have_is_noted_while_others_are_to_come(home, capfd):
+    claims = {"rises": {"says": "It rises.", "expect": "shape.kl_at_2 < shape.kl_at_9"}}
+    changed = {"arms": {"shape": {"experiment": "experiments/sinkd/geometry.yaml"}}, "claims": claims}
+    changed |= dict.fromkeys(("tasks", "report", "budget", "stages"))
+    changed["reported"] = {"source": "a table", "rows": {"theirs": {"scores": {"anything": 1}}}}
+    write(home, {key: value for key, value in (CLAIM | changed).items() if value is not None})
+    fault = "claims.rises: no record of 'shape.kl_at_9' has 'kl_at_9'. Did you mean 'kl_at_8'?"
+    with pytest.raises(UserError, match=re.escape(fault)):
+        reproduce.reproduce("small", None, None, home)
+    first, note, second = capfd.readouterr().err.splitlines()
+    assert (first[:4], note, second[:4]) == ("1/2 ", f"note: {fault}", "2/2 ")
 
 
 def test_an_unknown_paper_names_the_nearest(home):
