@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from walk import files_named
 
 from tests.suite.test_reproduce import CLAIM
 
@@ -140,7 +141,7 @@ def test_a_signal_in_mid_epoch_requeues_and_changes_no_bit(shell, cluster):
     whole = shell.folder / "whole"
     shell.sbatch("--nodes=2", "slurm/fit.sbatch", *asked, runs=whole)
     job, log = shell.sbatch("--nodes=2", "slurm/fit.sbatch", *asked)
-    cluster.wait_for(lambda: list(shell.runs.rglob("last.ckpt")), 240, "checkpoint")
+    cluster.wait_for(lambda: files_named(shell.runs, "last.ckpt"), 240, "checkpoint")
     cluster.ask("scancel", "--signal=USR1", job)
     cluster.wait_for(lambda: "PENDING" in cluster.ask("squeue", "-h", f"--job={job}", "-o", "%T"), 60, "requeued job")
     cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would hold it back for two minutes
@@ -165,7 +166,7 @@ def test_a_node_dies_and_retry_finishes_its_run(shell, cluster):
     ]
     shell(*asked)
     folder = shell.sweeps / "dying"
-    cluster.wait_for(lambda: len(list(shell.runs.rglob("last.ckpt"))) == 2, 240, "two checkpoints")
+    cluster.wait_for(lambda: len(files_named(shell.runs, "last.ckpt")) == 2, 240, "two checkpoints")
     cluster.kill_node("node2")
     try:
         (job,) = (each["job"] for each in json.loads((folder / "submitted.json").read_text())["jobs"])

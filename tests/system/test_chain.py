@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from transformers import AutoModel, AutoTokenizer
+from walk import files_named
 
 from kdbench import cli
 from kdbench.suite import chain, experiment, fit, runs
@@ -174,7 +175,7 @@ def test_a_run_killed_in_mid_epoch_ends_with_the_weights_of_an_unbroken_one(tmp_
     assert whole.wait() == 0, whole.stderr.read()
     killed = command(*arguments, runs_folder=tmp_path / "killed")
     until = time.monotonic() + 180
-    while time.monotonic() < until and not list((tmp_path / "killed").rglob("last.ckpt")):
+    while time.monotonic() < until and not files_named(tmp_path / "killed", "last.ckpt"):
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.wait()

@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
+from walk import files_named
 
 from kdbench.data.registry import load
 from kdbench.errors import UserError
@@ -478,7 +479,7 @@ def test_ctrl_c_and_the_polite_kill_end_with_one_sentence_and_are_resumed(tmp_pa
     arguments = small(trainer__max_steps=1200)
 
     def stamp():
-        return [path.stat().st_mtime_ns for path in tmp_path.rglob("last.ckpt")]
+        return [path.stat().st_mtime_ns for path in files_named(tmp_path, "last.ckpt")]
 
     for number, code, sentence in (
         (signal.SIGINT, 130, "interrupted; the same command resumes."),
