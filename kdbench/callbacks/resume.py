@@ -1,4 +1,4 @@
-"""Exact resume: a killed run, started again, ends with the same weights as an unbroken one, bit for bit on one CPU.
+"""Exact resume: a killed run, started again, ends with the weights, curves and scores of an unbroken one, bit for bit on one CPU.
 
 Lightning saves weights, optimiser, schedule and loops; the loaders save their places; here the random states are added, and
 checkpoints are written when they are exact, and so that a kill at any moment leaves a usable one.

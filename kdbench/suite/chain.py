@@ -36,7 +36,11 @@ IDLE = {
     "data": ("num_workers", "eval_batch_size"),
 }
 
-DATA_SETS = ("dataset", "transfer")  # the arguments of a DataModule or a study that name data sets
+DATA_SETS = (
+    "dataset",
+    "transfer",
+    "categories",
+)  # the arguments of a DataModule or a study that name one data set, or several
 LOSSY = ("dtype", "top_k")  # the settings of the teacher cache that change what the student learns from
 
 
@@ -132,7 +136,7 @@ def plan(
     config = copy.deepcopy(asked.config)
     stages = config.pop("stages", {})
     config.setdefault("seed_everything", 0)
-    source = arguments(config.get("data")).get("source") or _source  # a study reads no data and hands it on
+    source = arguments(config.get("data")).get("source") or _source  # a study has no DataModule and hands it on
     made_from = {}
     for place, node in experiment.nodes(config):
         found = node.setdefault("init_args", {})
@@ -246,9 +250,10 @@ def _identity(name: str, config: Config, parents: dict[str, Stage]) -> Config:
 def _data_sets(config: Config) -> list[tuple[str, str]]:
     """Return name and source of each data set that an experiment reads."""
     told = arguments(config.get("data") or config.get("study"))
-    names = [told[key] for key in DATA_SETS if told.get(key)]
-    if isinstance(categories := told.get("categories"), dict):  # of a study, each a data set and perhaps a field of it
-        names += dict.fromkeys(str(place).partition(":")[0] for place in categories.values())
+    names: list[str] = []
+    for named in (told[key] for key in DATA_SETS if told.get(key)):
+        places = named.values() if isinstance(named, dict) else [named]
+        names += dict.fromkeys(str(place).partition(":")[0] for place in places)  # a field may stand behind the name
     return [(name, told.get("source", "embedded")) for name in names]
 
 

@@ -138,7 +138,7 @@ def _own(file: ClaimFile, arm: Arm, seed: int) -> Config:
 
 @functools.cache
 def _has_data(path: str) -> bool:
-    """Whether an experiment reads data; a study reads none."""
+    """Whether an experiment has a DataModule, whose source a claim chooses; a study says its own."""
     return "data" in experiment.read(path).config
 
 

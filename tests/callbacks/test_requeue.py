@@ -104,8 +104,8 @@ def test_nothing_is_saved_between_the_batches_of_a_step(job, tmp_path, batch, st
     assert saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"] == 4 * step
 
 
-@pytest.mark.parametrize(("batch", "step"), [(2, 3), (3, 4), (9, 10)])
-def test_a_step_is_validated_before_its_job_ends(job, tmp_path, batch, step):
+@pytest.mark.parametrize(("step", "every", "validated"), [(3, 4, []), (4, 4, [4]), (10, 5, [5, 10])])
+def test_a_step_is_validated_before_its_job_ends(job, tmp_path, step, every, validated):
     seen = []
 
     class Watch(pl.Callback):
@@ -116,13 +116,13 @@ def test_a_step_is_validated_before_its_job_ends(job, tmp_path, batch, step):
         train(
             tmp_path / "last.ckpt",
             Watch(),
-            Warned(batch),
+            Warned(step - 1),
             module=Validated(),
-            val_check_interval=5 if step == 10 else 4,
+            val_check_interval=every,
             num_sanity_val_steps=0,
         )
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == step
-    assert seen == {3: [], 4: [4], 10: [5, 10]}[step]
+    assert seen == validated
 
 
 def test_a_run_that_is_not_signalled_is_left_alone(job, tmp_path):

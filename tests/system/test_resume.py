@@ -58,10 +58,8 @@ def plan(paper):
 def told(stage):
     """Fit, and return what cannot depend on the clock."""
     record = fit.fit(stage, quiet=True)
-    scores = {
-        key: value for key, value in record["metrics"].items() if not any(each in key for each in ("seconds", "speed"))
-    }
-    scores = {key: value for key, value in scores.items() if not key.startswith("train/")}
+    clocked = ("seconds", "speed", "train/")  # the last log may be of the attempt before
+    scores = {key: value for key, value in record["metrics"].items() if not any(each in key for each in clocked)}
     curves = {key: {**curve, "seconds": None} for key, curve in record["curves"].items()}
     return scores, curves, torch.load(stage.folder / runs.CHECKPOINT, weights_only=True)["state_dict"]
 
